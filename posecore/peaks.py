@@ -1,0 +1,128 @@
+"""Peaks: where each heatmap says a keypoint is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from posecore.fields import Fields, freeze
+
+
+@dataclass(frozen=True)
+class PeakParams:
+    """threshold:  least heatmap value of a peak (0.1: Lightweight OpenPose's reference decoder and OpenPose's COCO model).
+    radius_cell: peaks of one keypoint nearer than this are one (1.5 cells = 12 network pixels: reference decoder)."""
+
+    threshold: float = 0.1
+    radius_cell: float = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Peaks:
+    """Candidate keypoints of all people in a frame, sorted by keypoint, then by falling score.
+
+    keypoint: (P,) int, index into the skeleton's keypoints.
+    xy_cell:  (P, 2) float32, position on the stride grid, cell centres at .5.
+    score:    (P,) float32, value of the heatmap's surface at the peak.
+    """
+
+    keypoint: np.ndarray
+    xy_cell: np.ndarray
+    score: np.ndarray
+
+    def __post_init__(self) -> None:
+        freeze(self, "keypoint", "xy_cell", "score")
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+
+# Points per cell and axis at which the surface between the cells is looked at. Four is what the reference decoder
+# upsamples to; people are counted as it counts them.
+_PER_CELL = 4
+
+
+def find_peaks(fields: Fields, params: PeakParams) -> Peaks:
+    """Find the maxima of every heatmap's bicubic surface above the threshold.
+
+    Two keypoints in neighbouring cells (small people in a crowd) are two maxima of the surface but one of the grid, so
+    the surface decides; it is looked at only around the cells that can hold a peak, at `_PER_CELL` points per cell and
+    axis, which costs a tenth of upsampling whole heatmaps. A point is a peak if it tops its four neighbours; a plateau
+    yields its first point in raster order. The position is then refined between the points. Peaks nearer than
+    `radius_cell` to a higher one of the same keypoint are dropped.
+    """
+    n_keypoints, height, width = fields.heatmaps.shape
+    padded = np.pad(fields.heatmaps, ((0, 0), (2, 2), (2, 2)), mode="edge")
+    # The surface overshoots its cells by less than a factor of two.
+    keypoint, y, x = np.nonzero(fields.heatmaps > params.threshold / 2)
+    corner = (keypoint * padded.shape[1] + y) * padded.shape[2] + x
+    patch = (np.arange(5)[:, None] * padded.shape[2] + np.arange(5)).ravel()
+    surface = padded.ravel()[corner[:, None] + patch] @ _SURFACE
+    surface = surface.reshape(-1, _PER_CELL + 2, _PER_CELL + 2)
+    for edge, at in ((y == 0, np.s_[0, :]), (y == height - 1, np.s_[-1, :]), (x == 0, np.s_[:, 0]), (x == width - 1, np.s_[:, -1])):
+        surface[np.flatnonzero(edge), *at] = -np.inf
+
+    inner = surface[:, 1:-1, 1:-1]
+    top = (inner > params.threshold) & (inner > surface[:, 1:-1, :-2]) & (inner > surface[:, :-2, 1:-1])
+    top &= (inner >= surface[:, 1:-1, 2:]) & (inner >= surface[:, 2:, 1:-1])
+    cell, row, column = np.nonzero(top)
+    row, column = row + 1, column + 1
+    score = surface[cell, row, column]
+    dx = _vertex(surface[cell, row, column - 1], score, surface[cell, row, column + 1])
+    dy = _vertex(surface[cell, row - 1, column], score, surface[cell, row + 1, column])
+    # Point 1 lies half a step inside the cell's edge.
+    xy_cell = np.stack([x[cell] + (column - 0.5 + dx) / _PER_CELL, y[cell] + (row - 0.5 + dy) / _PER_CELL], axis=1)
+
+    keypoint = keypoint[cell]
+    order = np.lexsort((xy_cell[:, 0], xy_cell[:, 1], -score, keypoint))
+    keypoint, xy_cell, score = keypoint[order], xy_cell[order].astype(np.float32), score[order]
+    keep = _suppress(keypoint, xy_cell, params.radius_cell)
+    return Peaks(keypoint[keep], xy_cell[keep], score[keep])
+
+
+def _surface_weights() -> np.ndarray:
+    """(25, 36) float32: from the 5x5 cells around a cell to the bicubic surface (a = -0.75, OpenCV's) at the cell's
+    4x4 points and the ring of points around them."""
+    steps = (np.arange(_PER_CELL + 2) - (_PER_CELL + 1) / 2) / _PER_CELL
+    t = np.abs(steps[:, None] - np.arange(-2, 3))
+    a = -0.75
+    weights = np.where(t <= 1, (a + 2) * t**3 - (a + 3) * t**2 + 1, np.where(t < 2, a * (t**3 - 5 * t**2 + 8 * t - 4), 0))
+    return np.einsum("ai,bj->ijab", weights, weights).reshape(25, -1).astype(np.float32)
+
+
+_SURFACE = _surface_weights()
+
+
+def snap(xy_cell: np.ndarray) -> np.ndarray:
+    """The surface point nearest to each position, float32. PAFs are read between these: see `score_limbs`."""
+    return ((np.floor(xy_cell * _PER_CELL) + 0.5) / _PER_CELL).astype(np.float32)
+
+
+def _vertex(before: np.ndarray, centre: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Offset in [-0.5, 0.5] of the top of the parabola through the logarithms of three neighbouring values.
+
+    Exact for a Gaussian, which is what networks of this kind are trained to draw. Beyond the border (-inf) nothing is
+    known, and the point stays where it is.
+    """
+    floor = centre * np.float32(0.01)
+    log_before, log_centre, log_after = (np.log(np.maximum(v, floor)) for v in (before, centre, after))
+    curvature = 2 * log_centre - log_before - log_after
+    offset = 0.5 * (log_after - log_before) / np.maximum(curvature, np.float32(1e-6))
+    beyond = np.isinf(before) | np.isinf(after)
+    return np.where(beyond, np.float32(0), np.clip(offset, -0.5, 0.5))
+
+
+def _suppress(keypoint: np.ndarray, xy_cell: np.ndarray, radius: float) -> np.ndarray:
+    """Greedy non-maximum suppression, peaks sorted by keypoint and falling score. Returns a (P,) bool mask.
+
+    A peak stays unless a kept peak before it is near. That recursion is solved by iterating it from "all stay" until
+    nothing changes; each round settles at least one more peak, and two rounds are the rule.
+    """
+    apart = ((xy_cell[:, None] - xy_cell[None]) ** 2).sum(axis=2)
+    near = (apart < radius**2) & (keypoint[:, None] == keypoint[None])
+    near = np.tril(near, -1)
+    keep = np.ones(len(keypoint), dtype=bool)
+    while True:
+        settled = ~(near & keep).any(axis=1)
+        if (settled == keep).all():
+            return keep
+        keep = settled
