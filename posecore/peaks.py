@@ -56,7 +56,9 @@ def find_peaks(fields: Fields, params: PeakParams) -> Peaks:
     keypoint, y, x = np.nonzero(fields.heatmaps > params.threshold / 2)
     corner = (keypoint * padded.shape[1] + y) * padded.shape[2] + x
     patch = (np.arange(5)[:, None] * padded.shape[2] + np.arange(5)).ravel()
-    surface = padded.ravel()[corner[:, None] + patch] @ _SURFACE
+    # Summed in float64 and then rounded: patches share points, and where two points tie, an ulp between two patches' sums
+    # would let each call the other one higher, and the peak be lost.
+    surface = (padded.ravel()[corner[:, None] + patch] @ _SURFACE).astype(np.float32)
     surface = surface.reshape(-1, _PER_CELL + 2, _PER_CELL + 2)
     for edge, at in ((y == 0, np.s_[0, :]), (y == height - 1, np.s_[-1, :]), (x == 0, np.s_[:, 0]), (x == width - 1, np.s_[:, -1])):
         surface[np.flatnonzero(edge), *at] = -np.inf
@@ -80,13 +82,13 @@ def find_peaks(fields: Fields, params: PeakParams) -> Peaks:
 
 
 def _surface_weights() -> np.ndarray:
-    """(25, 36) float32: from the 5x5 cells around a cell to the bicubic surface (a = -0.75, OpenCV's) at the cell's
+    """(25, 36) float64: from the 5x5 cells around a cell to the bicubic surface (a = -0.75, OpenCV's) at the cell's
     4x4 points and the ring of points around them."""
     steps = (np.arange(_PER_CELL + 2) - (_PER_CELL + 1) / 2) / _PER_CELL
     t = np.abs(steps[:, None] - np.arange(-2, 3))
     a = -0.75
     weights = np.where(t <= 1, (a + 2) * t**3 - (a + 3) * t**2 + 1, np.where(t < 2, a * (t**3 - 5 * t**2 + 8 * t - 4), 0))
-    return np.einsum("ai,bj->ijab", weights, weights).reshape(25, -1).astype(np.float32)
+    return np.einsum("ai,bj->ijab", weights, weights).reshape(25, -1)
 
 
 _SURFACE = _surface_weights()

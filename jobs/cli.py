@@ -1,0 +1,232 @@
+"""The command line: parse, build a RunSpec, call one function, map errors to exit codes.
+
+What takes long to import (Ray, OpenVINO, PyArrow) is imported by the command that needs it.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs import __version__
+from jobs.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNUSABLE, SinkError
+from jobs.spec import RunSpec, Selection, parse_moment
+from posecore.errors import PosejobError
+
+if TYPE_CHECKING:
+    from jobs.executors.base import Executor, Layout
+    from jobs.worker import WorkerSpec
+
+app = typer.Typer(
+    help="Every joint of every person in every frame of your videos, as Parquet.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "POSEJOB"},
+)
+models_app = typer.Typer(help="The networks: which there are, fetch them, check them.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Out = Annotated[Path, typer.Argument(help="A job's output folder.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def submit(
+    inputs: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Videos, folders, globs, pictures.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("posejob-out"),
+    device: Annotated[str, typer.Option(help="CPU, GPU, NPU or AUTO.")] = "CPU",
+    model: Annotated[str, typer.Option(help="A model's name, or the path of an .xml or .onnx with its manifest.")] = "human-pose-estimation-0001",
+    height: Annotated[int | None, typer.Option(help="Network input height in pixels; default: the model's.", show_default=False)] = None,
+    every: Annotated[int, typer.Option(help="Look at every N-th frame only.")] = 1,
+    from_: Annotated[str | None, typer.Option("--from", help="Start here: a frame, 12.5s or 00:01:23.5.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Stop before this.")] = None,
+    max_people: Annotated[int | None, typer.Option(help="Keep the N best people of a frame.")] = None,
+    min_score: Annotated[float, typer.Option(help="Keep people with at least this pose score.")] = 0.0,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; default: one for about four CPUs.", show_default=False)] = None,
+    chunk_frames: Annotated[int, typer.Option(help="Frames a worker takes at a time.")] = 128,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard the job in the output folder first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the people in every frame and write them to Parquet.
+
+    The same command again does only what is missing. Exit code 0: all videos ok; 1: some are degraded or failed; 2:
+    nothing could be done.
+    """
+    with _errors_as_lines(out):
+        spec = RunSpec(
+            inputs=tuple(inputs),
+            out=out,
+            model=model,
+            device=device,
+            height=height,
+            selection=Selection(every, from_ and parse_moment(from_, "--from"), to and parse_moment(to, "--to")),
+            max_people=max_people,
+            min_score=min_score,
+            workers=workers,
+            chunk_frames=chunk_frames,
+            overwrite=overwrite,
+        )
+        if dry_run:
+            _dry_run(spec, as_json)
+            return
+        from jobs.report import summary_text, watching
+        from jobs.run import run_job
+
+        with watching() as observer:
+            report = run_job(spec, _start_ray, observer)
+        if as_json:
+            _print_json(
+                report.totals()
+                | {
+                    "out": report.out,
+                    "frames_inferred": report.n_inferred,
+                    "seconds": round(report.seconds, 3),
+                    "problems": [{"input": text, "problem": problem} for text, problem in report.problems],
+                    "details": [video.to_json() for video in report.videos],
+                }
+            )
+        else:
+            print(summary_text(report))
+        raise typer.Exit(report.exit_code)
+
+
+def _dry_run(spec: RunSpec, as_json: bool) -> None:
+    from jobs.estimate import seconds_a_frame
+    from jobs.report import plan_text
+    from jobs.run import prepare
+
+    job = prepare(spec, lambda event: None)
+    pace = seconds_a_frame(job)
+    if as_json:
+        estimate = None if pace is None else round(pace * job.plan.n_selected, 1)
+        _print_json(json.loads(job.plan.to_json()) | {"estimated_s": estimate, "problems": job.problems})
+    else:
+        for text, problem in job.problems:
+            print(f"not used: {text}: {problem}", file=sys.stderr)
+        print(plan_text(job.plan, pace))
+
+
+@contextmanager
+def _start_ray(worker: "WorkerSpec", layout: "Layout") -> Iterator["Executor"]:
+    from jobs.executors.ray import RayExecutor, private_ray
+
+    with private_ray(layout.workers * layout.threads):
+        yield RayExecutor(worker, layout)
+
+
+@app.command()
+def status(out: Out, as_json: Json = False) -> None:
+    """Say how far a job is."""
+    with _errors_as_lines(out):
+        from jobs.ledger import Ledger
+        from jobs.verify import progress
+
+        state = progress(Ledger(out))
+        done, total = state.chunks
+        if as_json:
+            videos = [dict(zip(("video_id", "chunks_done", "chunks", "frames"), video, strict=True)) for video in state.videos]
+            _print_json({"done": state.done, "chunks_done": done, "chunks": total, "status": state.statuses, "videos": videos})
+            return
+        for video_id, video_done, video_total, frames in state.videos:
+            print(f"{video_id}: {video_done}/{video_total} chunks, {frames:,} frames")
+        ended = ", ".join(f"{n} {name}" for name, n in sorted(state.statuses.items()))
+        print(f"done: {ended}" if state.done else f"not done: {done} of {total} chunks; run the same command again to go on")
+
+
+@app.command()
+def verify(out: Out, as_json: Json = False) -> None:
+    """Prove that a finished job's folder is whole, byte for byte."""
+    with _errors_as_lines(out):
+        from jobs.ledger import Ledger
+        from jobs.verify import verify as find_problems
+
+        problems = find_problems(Ledger(out))
+        if as_json:
+            _print_json({"whole": not problems, "problems": problems})
+        elif problems:
+            print("\n".join(problems))
+        else:
+            print(f"{out}: whole")
+        raise typer.Exit(EXIT_SOME_FAILED if problems else 0)
+
+
+@models_app.command("list")
+def models_list(as_json: Json = False) -> None:
+    """List the networks posejob knows and which are here."""
+    with _errors_as_lines(None):
+        from models.errors import ModelError
+        from models.registry import find_network, known_manifests
+
+        rows: list[dict[str, Any]] = []
+        for manifest in known_manifests():
+            for variant in manifest.variants:
+                name = f"{manifest.name}/{variant.name}"
+                try:
+                    where = str(find_network(name, fetch=False).path.parent)
+                except ModelError:
+                    where = ""
+                rows.append({"name": name, "where": where, "license": manifest.license, "description": manifest.description})
+        if as_json:
+            _print_json({"models": rows})
+            return
+        for row in rows:
+            print(f"{row['name']}  {row['where'] or 'not here: posejob models fetch ' + row['name']}")
+
+
+@models_app.command("fetch")
+def models_fetch(names: Annotated[list[str] | None, typer.Argument(help="Default: the default model.", show_default=False)] = None) -> None:
+    """Download networks to the cache and check them."""
+    with _errors_as_lines(None):
+        from models.registry import DEFAULT_MODEL, find_network
+
+        for name in names or [DEFAULT_MODEL]:
+            network = find_network(name, report=lambda line: print(line, file=sys.stderr))
+            print(f"{network.name}  {network.path.parent}")
+
+
+@models_app.command("verify")
+def models_verify(names: Annotated[list[str] | None, typer.Argument(help="Default: the default model.", show_default=False)] = None) -> None:
+    """Check networks that are here against their manifests: size and SHA-384."""
+    with _errors_as_lines(None):
+        from models.registry import DEFAULT_MODEL, find_network
+
+        for name in names or [DEFAULT_MODEL]:
+            print(f"{find_network(name, fetch=False).name}: whole")
+
+
+@contextmanager
+def _errors_as_lines(out: Path | None) -> Iterator[None]:
+    """One line on stderr and an exit code for what a user can mend; tracebacks are for bugs."""
+    try:
+        yield
+    except PosejobError as error:
+        print(f"posejob: {error}", file=sys.stderr)
+        if isinstance(error, SinkError):
+            print("posejob: what is done is kept; run the same command again when this is mended", file=sys.stderr)
+        raise typer.Exit(EXIT_UNUSABLE) from error
+    except KeyboardInterrupt:
+        print("\nposejob: stopped; what is done is kept, run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=1))

@@ -1,0 +1,100 @@
+"""From what the user typed to a list of sources: video files, and folders of pictures."""
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov .mp4 "
+    ".mpeg .mpg .mts .mxf .nut .obu .ogg .ogv .rm .ts .vob .webm .wmv .y4m .gif".split()
+)
+IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input that becomes one `video`.
+
+    path:   the video file, or the folder of the pictures; absolute.
+    images: the pictures' file names in name order; None for a video file.
+    """
+
+    path: Path
+    images: tuple[str, ...] | None = None
+
+    @property
+    def uri(self) -> str:
+        """The identity of a source, from its absolute path. Bytes that are no UTF-8 are percent-encoded."""
+        return self.path.as_uri()
+
+    @property
+    def video_id(self) -> str:
+        """A name for files and tables: the sanitised stem and 12 digits of the URI's SHA-256, so that two sources of
+        one name never collide. Never starts with `_` or `.`, which Parquet readers skip."""
+        stem = self.path.name if self.images is not None else self.path.stem
+        clean = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("._-")[:80]
+        return f"{clean or 'video'}-{hashlib.sha256(self.uri.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Discovered:
+    """sources: sorted by path, each once. problems: (what was typed, what is wrong with it)."""
+
+    sources: tuple[Source, ...]
+    problems: tuple[tuple[str, str], ...]
+
+
+def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
+    """Resolve files, folders (with all below them) and globs. Nothing under `exclude`, the output folder, is an input.
+
+    In folders and globs only names with a known suffix count; a file named outright is taken as a video whatever its
+    name. Pictures are grouped by folder.
+    """
+    videos: set[Path] = set()
+    images: dict[Path, set[str]] = {}
+    problems: list[tuple[str, str]] = []
+    excluded = exclude.absolute()
+
+    def take(path: Path, named: bool) -> bool:
+        # Not resolved: a link is known by the name the user gave it.
+        path = Path(os.path.abspath(path))
+        if excluded in path.parents and not named:
+            return False
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            images.setdefault(path.parent, set()).add(path.name)
+        elif suffix in VIDEO_SUFFIXES or named:
+            videos.add(path)
+        else:
+            return False
+        return True
+
+    def take_folder(folder: Path) -> bool:
+        found = [take(file, named=False) for file in sorted(folder.rglob("*")) if file.is_file() and not _hidden(file, folder)]
+        return any(found)
+
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            if not take_folder(path):
+                problems.append((text, "no videos or pictures in this folder"))
+        elif path.exists() or path.is_symlink():
+            take(path, named=True)
+        elif glob.has_magic(text):
+            matches = [Path(match) for match in glob.glob(text, recursive=True)]
+            found = [take_folder(match) if match.is_dir() else take(match, named=False) for match in matches]
+            if not any(found):
+                problems.append((text, "no video or picture matches this pattern"))
+        else:
+            problems.append((text, "no such file or folder"))
+    sources = [Source(path) for path in videos]
+    sources += [Source(folder, tuple(sorted(names))) for folder, names in images.items()]
+    return Discovered(tuple(sorted(sources, key=lambda source: os.fsencode(source.path))), tuple(problems))
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)

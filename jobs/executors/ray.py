@@ -1,0 +1,228 @@
+"""The only door to Ray: a few actors, at most two units each, and a small dispatcher.
+
+Frames never travel: an actor is told which frames of which file and commits the result itself; what comes back is a
+report of a few numbers. An actor that dies is replaced; the unit it was at is charged with an attempt, the one waiting
+behind it is not.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from jobs.errors import WorkerError
+from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, deadline_s, verdict
+from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
+
+_IN_FLIGHT = 2
+_SETUP_DEADLINE_S = 300.0
+_UNAVAILABLE_PAUSE_S = 1.0
+# Nothing but small messages goes through the object store; this is the least Ray accepts, with a margin.
+_OBJECT_STORE_BYTES = 100 * 1024**2
+
+
+@contextlib.contextmanager
+def private_ray(cpus: int) -> Iterator[None]:
+    """A Ray of our own on this machine for as long as the block lasts: quiet, no dashboard, nothing listening outside.
+
+    Workers import posejob from where this process did, and never from the user's folder, which may have a `models/` or
+    a `jobs.py` of its own: Ray would put the working directory and the script's folder on their path.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    with tempfile.TemporaryDirectory(prefix="posejob-") as elsewhere, contextlib.chdir(elsewhere), _environment(root):
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=_OBJECT_STORE_BYTES,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(root: str) -> Iterator[None]:
+    """Variables that Ray's processes inherit from this one, and sys.path, which it hands to them."""
+    wanted = {
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONSAFEPATH": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    path = sys.path[:]
+    os.environ.update(wanted)
+    sys.path.insert(0, root)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@dataclass
+class _Order:
+    """A unit on its way. attempts: how often it has failed so far."""
+
+    unit: WorkUnit
+    attempts: int = 0
+
+
+@dataclass
+class _Actor:
+    """A worker process. orders: what it was given, oldest first, by reference. deadline: when the oldest is overdue."""
+
+    handle: Any
+    setup: Any
+    orders: dict[Any, _Order] = field(default_factory=dict)
+    deadline: float = 0.0
+
+    @property
+    def refs(self) -> list[Any]:
+        return [self.setup] if self.setup is not None else list(self.orders)
+
+    @property
+    def room(self) -> int:
+        return 0 if self.setup is not None else _IN_FLIGHT - len(self.orders)
+
+
+class RayExecutor:
+    """Runs units on actors of the Ray this process is connected to."""
+
+    def __init__(self, spec: WorkerSpec, layout: Layout) -> None:
+        self._spec = spec
+        self._layout = layout
+        self._actor_class = ray.remote(num_cpus=layout.threads, max_restarts=0, max_task_retries=0)(PoseWorker)
+        self._actors: list[_Actor] = []
+        self._again: deque[_Order] = deque()
+        self._exhausted = False
+        self._failed_starts = 0
+
+    def run(self, units: Iterable[WorkUnit]) -> Iterator[UnitReport | UnitFailure]:
+        source = iter(units)
+        self._actors = [self._start() for _ in range(self._layout.workers)]
+        try:
+            while self._fill(source):
+                yield from self._wait()
+        finally:
+            for actor in self._actors:
+                ray.kill(actor.handle)
+
+    def _start(self) -> _Actor:
+        handle = self._actor_class.remote(self._spec)
+        return _Actor(handle, handle.setup.remote(), deadline=time.monotonic() + _SETUP_DEADLINE_S)
+
+    def _fill(self, source: Iterator[WorkUnit]) -> bool:
+        """Give every actor with room something to do. False when nothing is left and nothing is under way."""
+        # One each before anyone gets a second, so that the last units spread over all actors.
+        for load in range(_IN_FLIGHT):
+            for actor in self._actors:
+                if actor.room and len(actor.orders) <= load and (order := self._next(source)):
+                    self._give(actor, order)
+        return bool(self._again) or not self._exhausted or any(actor.orders for actor in self._actors)
+
+    def _next(self, source: Iterator[WorkUnit]) -> _Order | None:
+        if self._again:
+            return self._again.popleft()
+        unit = next(source, None)
+        self._exhausted = unit is None
+        return None if unit is None else _Order(unit)
+
+    def _give(self, actor: _Actor, order: _Order) -> None:
+        if not actor.orders:
+            actor.deadline = time.monotonic() + deadline_s(order.unit.n_frames)
+        actor.orders[actor.handle.run.remote(order.unit)] = order
+
+    def _wait(self) -> Iterator[UnitReport | UnitFailure]:
+        """Wait until something comes back or is overdue, and deal with it."""
+        busy = [actor for actor in self._actors if actor.refs]
+        refs = [ref for actor in busy for ref in actor.refs]
+        patience = min(actor.deadline for actor in busy) - time.monotonic()
+        ready, _ = ray.wait(refs, timeout=max(0.0, patience))
+        for actor in busy:
+            mine = [ref for ref in ready if ref in actor.refs]
+            if mine:
+                yield from self._receive(actor, mine[0])
+            elif time.monotonic() > actor.deadline:
+                yield from self._replace(actor, WorkerError("the worker hung and was stopped"))
+
+    def _receive(self, actor: _Actor, ref: Any) -> Iterator[UnitReport | UnitFailure]:
+        try:
+            answer = ray.get(ref)
+        except ActorUnavailableError:
+            # A connection that comes back, or an actor about to be declared dead; neither is the unit's fault.
+            time.sleep(_UNAVAILABLE_PAUSE_S)
+            if ref is not actor.setup:
+                self._again.append(actor.orders.pop(ref))
+        except RayActorError as error:
+            yield from self._replace(actor, error)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if ref is actor.setup:
+                raise cause from None
+            yield from self._failed(self._done(actor, ref), cause)
+        except RayError as error:
+            yield from self._replace(actor, error)
+        else:
+            if ref is actor.setup:
+                actor.setup, self._failed_starts = None, 0
+            else:
+                self._done(actor, ref)
+                yield answer
+
+    def _done(self, actor: _Actor, ref: Any) -> _Order:
+        order = actor.orders.pop(ref)
+        if actor.orders:
+            following = next(iter(actor.orders.values()))
+            actor.deadline = time.monotonic() + deadline_s(following.unit.n_frames)
+        return order
+
+    def _failed(self, order: _Order, error: Exception) -> Iterator[UnitFailure]:
+        order.attempts += 1
+        decision = verdict(error, order.attempts)
+        if decision is Verdict.STOP:
+            raise error
+        if decision is Verdict.GIVE_UP:
+            yield UnitFailure(order.unit.key, _one_line(error))
+        else:
+            self._again.append(order)
+
+    def _replace(self, actor: _Actor, error: Exception) -> Iterator[UnitFailure]:
+        """Start a new actor for one that died or hung. The oldest order pays for it."""
+        ray.kill(actor.handle)
+        if actor.setup is not None:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_ATTEMPTS:
+                raise WorkerError(f"workers die while starting: {_one_line(error)}")
+        orders = list(actor.orders.values())
+        self._actors[self._actors.index(actor)] = self._start()
+        self._again.extend(orders[1:])
+        if orders:
+            yield from self._failed(orders[0], WorkerCrash(_one_line(error)))
+
+
+class WorkerCrash(Exception):
+    """A worker process ended or hung while it was at a unit."""
+
+
+def _one_line(error: Exception) -> str:
+    """What happened, without Ray's advice on how to debug it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0] if lines else type(error).__name__}"[:200]

@@ -1,0 +1,217 @@
+"""From chunks to the files users get: check that every planned frame is there once, merge, publish."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import __version__
+from jobs.errors import SinkError
+from jobs.frames import DECODE_ERROR, OK, SKIPPED, SUSPECT, Frame, shown
+from jobs.ledger import Ledger, chunk_name, sha256
+from jobs.plan import Chunk, Plan, VideoPlan
+from jobs.sink import read_chunk, write_parquet
+from jobs.worker import frames_table
+from posecore.results import FRAMES_SCHEMA, poses_schema
+from posecore.skeleton import Skeleton
+
+SCHEMA_VERSION = 1
+
+VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED = "ok", "degraded", "failed"
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file as the manifest lists it."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """How a video ended. n_people: rows of `poses`. statuses: frames by status. problems: one line each."""
+
+    video_id: str
+    uri: str
+    status: str
+    n_frames: int
+    n_people: int
+    statuses: dict[str, int]
+    problems: tuple[str, ...]
+    files: tuple[PublishedFile, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "video_id": self.video_id,
+            "uri": self.uri,
+            "status": self.status,
+            "frames": self.n_frames,
+            "people": self.n_people,
+            "frame_status": self.statuses,
+            "problems": list(self.problems),
+            "files": [file.path for file in self.files],
+        }
+
+
+def failed_video(video: VideoPlan) -> VideoReport:
+    """The report of a video that could not be opened."""
+    return VideoReport(video.video_id, video.source.uri, VIDEO_FAILED, 0, 0, {}, (video.problem or "",), ())
+
+
+def finalise_video(ledger: Ledger, plan: Plan, video: VideoPlan, skeleton: Skeleton, given_up: dict[str, str]) -> VideoReport:
+    """Merge a video's chunks and publish its tables.
+
+    given_up: chunks that no worker could do, by key, with the reason; their frames become `decode_error`.
+    Raises SinkError if a chunk is missing or damaged, or if the frames are not those of the plan.
+    """
+    parts = _Parts(ledger, video, given_up, poses_schema(skeleton).empty_table())
+    metadata = _metadata(plan, video, skeleton)
+    names = [f"{kind}/{video.video_id}.parquet" for kind in ("poses", "frames")]
+    with ledger.publishing(names[0]) as tmp:
+        n_people = write_parquet(tmp, (poses for poses, _ in parts), poses_schema(skeleton), metadata)
+        poses_file = _published(names[0], tmp, n_people)
+    tally = _Tally(video)
+    with ledger.publishing(names[1]) as tmp:
+        n_frames = write_parquet(tmp, tally.watch(frames for _, frames in parts), FRAMES_SCHEMA, metadata)
+        tally.check(n_people)
+        frames_file = _published(names[1], tmp, n_frames)
+    return VideoReport(
+        video_id=video.video_id,
+        uri=video.source.uri,
+        status=tally.video_status(),
+        n_frames=n_frames,
+        n_people=n_people,
+        statuses=dict(sorted(tally.statuses.items())),
+        problems=tally.problems(),
+        files=(poses_file, frames_file),
+    )
+
+
+def _published(name: str, path: Path, rows: int) -> PublishedFile:
+    return PublishedFile(name, path.stat().st_size, sha256(path), rows)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A video's tables from its first frame to its last, chunk by chunk; can be iterated more than once."""
+
+    ledger: Ledger
+    video: VideoPlan
+    given_up: dict[str, str]
+    no_poses: pa.Table
+
+    def __iter__(self) -> Iterator[tuple[pa.Table, pa.Table]]:
+        index = self.video.index
+        assert index is not None
+        at = 0
+        for chunk in self.video.chunks:
+            yield self._unread(at, chunk.first, SKIPPED, None)
+            if chunk.key in self.given_up:
+                yield self._unread(chunk.first, chunk.stop, DECODE_ERROR, self.given_up[chunk.key])
+            else:
+                yield self._chunk(chunk)
+            at = chunk.stop
+        yield self._unread(at, len(index), SKIPPED, None)
+
+    def _chunk(self, chunk: Chunk) -> tuple[pa.Table, pa.Table]:
+        path = self.ledger.path(chunk_name(chunk.key))
+        poses, frames = read_chunk(path)
+        numbers = frames["frame"].to_numpy()
+        index = self.video.index
+        assert index is not None
+        planned = np.arange(chunk.first, chunk.stop) if index.ordered else np.arange(len(numbers))
+        if not np.array_equal(numbers, planned):
+            raise SinkError(f"{path}: holds {len(numbers)} frames, planned are {chunk.first} to {chunk.stop - 1}")
+        return poses, frames
+
+    def _unread(self, first: int, stop: int, status: str, detail: str | None) -> tuple[pa.Table, pa.Table]:
+        """Rows for frames that nobody read."""
+        index, source = self.video.index, self.video.source
+        assert index is not None
+        names = [None] * len(index) if source.images is None else [shown(Path(name)) for name in source.images]
+        frames = [
+            Frame(i, int(index.pts[i]), bool(index.key[i]), None, status, names[i], detail) for i in range(first, stop)
+        ]
+        table = frames_table(self.video.video_id, frames, index.time_s[first:stop], [None] * len(frames))
+        return self.no_poses, table
+
+
+class _Tally:
+    """Counts what passes by and checks it against the plan."""
+
+    def __init__(self, video: VideoPlan) -> None:
+        self.video = video
+        self.statuses: Counter[str] = Counter()
+        self.details: dict[str, tuple[int, int]] = {}
+        self.n_frames = self.n_people = 0
+
+    def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            self._count(table)
+            yield table
+
+    def _count(self, table: pa.Table) -> None:
+        self.n_frames += len(table)
+        self.n_people += pc.sum(table["n_people"]).as_py() or 0
+        for entry in table["status"].value_counts().to_pylist():
+            self.statuses[entry["values"]] += entry["counts"]
+        bad = table.filter(pc.is_in(table["status"], pa.array([SUSPECT, DECODE_ERROR])))
+        for frame, status, detail in zip(*(bad[name].to_pylist() for name in ("frame", "status", "detail")), strict=True):
+            text = f"{status}: {detail}"
+            first, count = self.details.get(text, (frame, 0))
+            self.details[text] = (first, count + 1)
+
+    def check(self, n_pose_rows: int) -> None:
+        index = self.video.index
+        assert index is not None
+        if index.ordered and self.n_frames != len(index):
+            raise SinkError(f"{self.video.source.uri}: {self.n_frames} frames in the chunks, {len(index)} in the plan")
+        if self.n_people != n_pose_rows:
+            raise SinkError(f"{self.video.source.uri}: {n_pose_rows} poses, but the frames count {self.n_people} people")
+
+    def video_status(self) -> str:
+        bad = self.statuses[SUSPECT] + self.statuses[DECODE_ERROR]
+        if not bad:
+            return VIDEO_OK
+        return VIDEO_DEGRADED if self.statuses[OK] + self.statuses[SUSPECT] else VIDEO_FAILED
+
+    def problems(self) -> tuple[str, ...]:
+        lines = [f"{count} frame{'s' if count > 1 else ''} from frame {first} on: {text}" for text, (first, count) in self.details.items()]
+        return tuple(lines[:10] + ([f"and {len(lines) - 10} more kinds of damage"] if len(lines) > 10 else []))
+
+
+def _metadata(plan: Plan, video: VideoPlan, skeleton: Skeleton) -> dict[str, Any]:
+    """What a reader needs to understand a table by itself."""
+    index = video.index
+    assert index is not None
+    return {
+        "schema": SCHEMA_VERSION,
+        "posejob": __version__,
+        "model": {"name": plan.model, "digest": plan.model_digest},
+        "skeleton": {
+            "name": skeleton.name,
+            "keypoints": list(skeleton.keypoints),
+            "limbs": [[limb.source, limb.target] for limb in skeleton.limbs],
+        },
+        "video": {
+            "video_id": video.video_id,
+            "uri": video.source.uri,
+            "size": index.size,
+            "rotation": index.rotation,
+            "fps": index.fps,
+            "time_base": [index.time_base.numerator, index.time_base.denominator],
+            "start_pts": int(index.pts[0]),
+            "frames": len(index),
+            "codec": index.codec,
+        },
+        "units": "pixels of the upright frame, origin top left, pixel centres at .5; seconds since the first frame",
+        "options": plan.options.to_json(),
+    }

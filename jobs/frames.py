@@ -1,0 +1,513 @@
+"""The only door to PyAV: what frames a source has, and the pixels of any range of them.
+
+A video is planned from its packets alone, without decoding: discarded packets are dropped, the others sorted by
+presentation time stamp (pts), and frame i is the i-th pts. A range of frames is then read by seeking to a keyframe at
+or before it and decoding up to its end; frames are known by their pts, so damage shifts nothing and a range yields
+what decoding from the start would yield.
+"""
+
+import hashlib
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from jobs.discover import Source
+from jobs.errors import VideoOpenError
+
+# A picture of more pixels than this is refused: a few bytes of header must not claim gigabytes. 16384 x 8192 fits.
+MAX_PIXELS = 1 << 27
+
+# Containers whose frames lie in the file itself. Playlists (hls, concat, ...) read other files and addresses and are
+# not among them.
+_FORMATS = (
+    "3gp,3g2,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mj2,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,rm,"
+    "vob,webm,wtv,yuv4mpegpipe"
+)
+
+OK, SKIPPED, SUSPECT, DECODE_ERROR = "ok", "skipped", "suspect", "decode_error"
+
+
+@dataclass(frozen=True, eq=False)
+class FrameIndex:
+    """What is known of a source before its pixels are read.
+
+    pts:         (F,) int64, presentation time of each frame in units of `time_base`, rising; picture numbers for
+                 pictures. Reckoned where the source has none (see `ordered`).
+    key:         (F,) bool, decoding can begin here.
+    entry:       (F,) bool, a key frame after which every frame decodes as if from the start (an H.264 recovery point
+                 is a key frame but may refer back).
+    ordered:     every packet had a time stamp of its own. If not, frames are known by counting alone, and the source is
+                 read in one go.
+    size:        (width, height) upright; None for pictures, which have one each.
+    rotation:    degrees counter-clockwise that the stored picture is turned by to be upright; 0, 90, 180 or 270.
+    fps:         average frames per second, for display only.
+    fingerprint: hex digest of what the packets (or pictures) are made of.
+    """
+
+    pts: np.ndarray
+    key: np.ndarray
+    entry: np.ndarray
+    ordered: bool
+    size: tuple[int, int] | None
+    rotation: int
+    time_base: Fraction
+    fps: float | None
+    codec: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @cached_property
+    def time_s(self) -> np.ndarray:
+        """(F,) float64 seconds since the first frame; NaN for pictures."""
+        if self.size is None:
+            return np.full(len(self), np.nan)
+        return seconds(self.pts, int(self.pts[0]) if len(self) else 0, self.time_base)
+
+    def anchor(self, frame: int) -> int | None:
+        """The frame to start decoding at in order to get `frame` right, None for the start of the file.
+
+        A key frame that is no entry needs the key frame before it as a run-up.
+        """
+        keys = np.flatnonzero(self.key[: frame + 1])
+        if len(keys) and not self.entry[keys[-1]]:
+            keys = keys[:-1]
+        return int(keys[-1]) if len(keys) > 1 else None
+
+
+def seconds(pts: np.ndarray, start: int, time_base: Fraction) -> np.ndarray:
+    """True presentation time in seconds, float64, from integers: one rounding, no drift."""
+    return (pts - start) * time_base.numerator / time_base.denominator
+
+
+@dataclass(frozen=True, eq=False)
+class FrameRange:
+    """Which frames to read: what travels to a worker instead of frames.
+
+    first:    number of the first frame.
+    pts, key: (n,) of these frames; empty where the source is not `ordered`, which is then read to its end.
+    wanted:   (n,) bool, whose pixels are needed.
+    anchor:   pts to seek to, None to start at the beginning.
+    """
+
+    source: Source
+    first: int
+    pts: np.ndarray
+    key: np.ndarray
+    wanted: np.ndarray
+    anchor: int | None
+    rotation: int
+    ordered: bool
+    time_base: Fraction
+    fps: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One source frame.
+
+    image:  (H, W, 3) uint8 BGR, upright; None if it was not wanted or could not be read.
+    status: ok, skipped (not wanted), suspect (decoded after damage) or decode_error (not decoded).
+    source: file name, for pictures.
+    detail: what is wrong, in words.
+    """
+
+    number: int
+    pts: int
+    key: bool
+    image: np.ndarray | None
+    status: str
+    source: str | None = None
+    detail: str | None = None
+
+
+def probe(source: Source) -> FrameIndex:
+    """Index a source. Reads it once, decodes one frame (for its size and rotation). Raises VideoOpenError."""
+    if source.images is not None:
+        return _index_images(source)
+    check_regular(source.path)
+    with closing(_open(source.path)) as container:
+        stream = _video_stream(container, source.path)
+        return _index_packets(container, stream, source.path)
+
+
+def read_frames(wanted: FrameRange) -> Iterator[Frame]:
+    """The frames of a range, each exactly once; in rising order unless the source is damaged. Never raises for damage."""
+    if wanted.source.images is not None:
+        return _read_images(wanted)
+    if not wanted.ordered:
+        return _read_all(wanted)
+    return _read_range(wanted)
+
+
+def check_regular(path: Path) -> None:
+    """Raise VideoOpenError unless `path` is a readable regular file with something in it: a pipe would hang."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        dangling = path.is_symlink() and not path.exists()
+        raise VideoOpenError(shown(path), "a link to a file that is not there" if dangling else _lower(error.strerror)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoOpenError(shown(path), "not a regular file; videos are read from files only")
+    if status.st_size == 0:
+        raise VideoOpenError(shown(path), "empty file (0 bytes); copy or record it again")
+    if not os.access(path, os.R_OK):
+        raise VideoOpenError(shown(path), "no permission to read it")
+
+
+def shown(path: Path) -> str:
+    """A path for one line of a message: other than printable characters are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# --- video: index ---------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> InputContainer:
+    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    try:
+        return av.open(b"file:" + os.fsencode(path) if not _is_utf8(path) else f"file:{path}", options=options)
+    except av.FFmpegError as error:
+        raise VideoOpenError(shown(path), f"not a video that can be read ({_reason(error)})") from error
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+    streams = [s for s in container.streams.video if not s.disposition & s.disposition.__class__.attached_pic]
+    if not streams:
+        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+        raise VideoOpenError(shown(path), f"no video stream in it, only {', '.join(kinds)}")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    # Actors fill the cores; one thread also makes errors strike the same frame every time.
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return stream
+
+
+def _index_packets(container: InputContainer, stream: VideoStream, path: Path) -> FrameIndex:
+    pts: list[int | None] = []
+    key: list[bool] = []
+    entry: list[bool] = []
+    digest = hashlib.sha256()
+    first: VideoFrame | None = None
+    codec = stream.codec_context.name
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            data = memoryview(packet)
+            # A checksum a packet finds any change that is not made on purpose at a tenth of SHA-256's cost.
+            digest.update(f"{packet.pts},{packet.dts},{packet.size},{int(packet.is_keyframe)},{zlib.crc32(data)};".encode())
+            if first is None:
+                first = _first_frame(packet)
+            if packet.is_discard:
+                continue
+            pts.append(packet.pts)
+            key.append(bool(packet.is_keyframe))
+            entry.append(bool(packet.is_keyframe) and _is_entry(codec, packet))
+    except av.FFmpegError as error:
+        if not pts:
+            raise VideoOpenError(shown(path), f"cannot be read ({_reason(error)})") from error
+        # What comes before the damage is planned; the rest does not exist for FFmpeg either.
+    if not pts:
+        raise VideoOpenError(shown(path), "the video stream has no frames")
+    if first is None:
+        first = _flush_first(stream)
+    if first is None:
+        raise VideoOpenError(shown(path), f"none of its {len(pts)} frames can be decoded ({codec})")
+
+    rotation = first.rotation % 360
+    size = (first.width, first.height) if rotation % 180 == 0 else (first.height, first.width)
+    known = [p for p in pts if p is not None]
+    ordered = len(set(known)) == len(pts)
+    time_base, fps = stream.time_base or Fraction(1, 1000), stream.average_rate
+    if ordered:
+        order = np.argsort(np.array(known, dtype=np.int64), kind="stable")
+        stamps = np.array(known, dtype=np.int64)[order]
+    else:
+        order = np.arange(len(pts))
+        stamps = np.array(reckon_pts(pts, frame_ticks(time_base, fps)), dtype=np.int64)
+    return FrameIndex(
+        pts=stamps,
+        key=np.array(key)[order],
+        entry=np.array(entry)[order],
+        ordered=ordered,
+        size=size,
+        rotation=rotation,
+        time_base=time_base,
+        fps=float(fps) if fps else None,
+        codec=codec,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _first_frame(packet: av.Packet) -> VideoFrame | None:
+    try:
+        return next((frame for frame in packet.decode() if isinstance(frame, VideoFrame)), None)
+    except av.FFmpegError:
+        return None
+
+
+def _flush_first(stream: VideoStream) -> VideoFrame | None:
+    """Codecs with a delay give the only frame of a very short video when they are told that no more will come."""
+    try:
+        return next(iter(stream.codec_context.decode(None)), None)
+    except av.FFmpegError:
+        return None
+
+
+def _is_entry(codec: str, packet: av.Packet) -> bool:
+    """Whether every frame shown from this key frame on decodes right when decoding starts here.
+
+    So for all codecs but H.264, whose containers also mark recovery points (open GOPs, intra refresh) as key: only
+    instantaneous decoder refreshes (NAL unit type 5) are safe.
+    """
+    return codec != "h264" or 5 in _h264_nal_types(bytes(packet))
+
+
+def _h264_nal_types(data: bytes) -> set[int]:
+    """NAL unit types in a packet, in byte-stream form (start codes) or with four-byte lengths (MP4, Matroska)."""
+    if data.startswith((b"\0\0\1", b"\0\0\0\1")):
+        return {part[0] & 31 for part in data.split(b"\0\0\1")[1:] if part}
+    types, at = set(), 0
+    while at + 4 < len(data):
+        types.add(data[at + 4] & 31)
+        at += 4 + int.from_bytes(data[at : at + 4], "big")
+    return types
+
+
+def frame_ticks(time_base: Fraction, fps: Fraction | float | None) -> int:
+    """A frame's nominal duration in units of the time base, at least 1."""
+    return max(1, round(1 / (Fraction(fps or 25) * time_base)))
+
+
+def reckon_pts(pts: list[int | None], ticks: int) -> list[int]:
+    """Rising time stamps for frames in the order they come: their own where that is later than the frame before, else
+    one nominal frame later."""
+    reckoned: list[int] = []
+    for stamp in pts:
+        least = reckoned[-1] + 1 if reckoned else None
+        if stamp is not None and (least is None or stamp >= least):
+            reckoned.append(stamp)
+        else:
+            reckoned.append(reckoned[-1] + ticks if reckoned else 0)
+    return reckoned
+
+
+# --- video: pixels --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Damage:
+    """Whether what is decoded can be trusted: not after an error, until the next key frame."""
+
+    detail: str | None = None
+    last: str | None = None
+
+    def strike(self, detail: str) -> None:
+        self.detail = self.last = detail
+
+    def judge(self, frame: VideoFrame) -> tuple[str, str | None]:
+        if frame.is_corrupt:
+            self.strike("the decoder marks it as corrupt")
+            return SUSPECT, self.detail
+        if frame.key_frame:
+            self.detail = None
+        return (OK, None) if self.detail is None else (SUSPECT, f"follows damage: {self.detail}")
+
+
+@dataclass
+class _Delivery:
+    """Which frames of a range have been handed out."""
+
+    wanted: FrameRange
+    place: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.place = {int(pts): i for i, pts in enumerate(self.wanted.pts)}
+
+    def take(self, frame: VideoFrame, status: str, detail: str | None) -> Frame | None:
+        """The frame, if it is one of the range that has not been handed out."""
+        i = self.place.pop(frame.pts, None) if frame.pts is not None else None
+        if i is None:
+            return None
+        if not self.wanted.wanted[i]:
+            return self._frame(i, None, SKIPPED, None)
+        return self._frame(i, _upright(frame, self.wanted.rotation), status, detail)
+
+    def rest(self, detail: str) -> Iterator[Frame]:
+        """A row for each frame that never came."""
+        for i in sorted(self.place.values()):
+            asked = self.wanted.wanted[i]
+            yield self._frame(i, None, DECODE_ERROR if asked else SKIPPED, detail if asked else None)
+
+    def _frame(self, i: int, image: np.ndarray | None, status: str, detail: str | None) -> Frame:
+        wanted = self.wanted
+        return Frame(wanted.first + i, int(wanted.pts[i]), bool(wanted.key[i]), image, status, detail=detail)
+
+
+def _read_range(wanted: FrameRange) -> Iterator[Frame]:
+    delivery, damage = _Delivery(wanted), _Damage()
+    end = wanted.pts[-1]
+    try:
+        with closing(_open(wanted.source.path)) as container:
+            stream = _video_stream(container, wanted.source.path)
+            for frame in _decode_from(container, stream, wanted.anchor, damage):
+                status, detail = damage.judge(frame)
+                if delivered := delivery.take(frame, status, detail):
+                    yield delivered
+                if not delivery.place or (frame.pts is not None and frame.pts > end):
+                    break
+    except VideoOpenError as error:
+        damage.strike(str(error))
+    yield from delivery.rest(damage.last or "the decoder gave no frame for it")
+
+
+def _read_all(wanted: FrameRange) -> Iterator[Frame]:
+    """Frames in the order the decoder gives them, their numbers by counting."""
+    damage, ticks = _Damage(), frame_ticks(wanted.time_base, wanted.fps)
+    last: list[int] = []
+    number = 0
+    with closing(_open(wanted.source.path)) as container:
+        stream = _video_stream(container, wanted.source.path)
+        for number, frame in enumerate(_decode_from(container, stream, None, damage)):
+            status, detail = damage.judge(frame)
+            last = reckon_pts([*last, frame.pts], ticks)[-1:]
+            asked = number >= len(wanted.wanted) or bool(wanted.wanted[number])
+            image = _upright(frame, wanted.rotation) if asked else None
+            if asked and last[0] != frame.pts:
+                detail = detail or "no usable time stamp; reckoned from the frame rate"
+            yield Frame(number, last[0], bool(frame.key_frame), image, status if asked else SKIPPED, detail=detail if asked else None)
+
+
+def _decode_from(container: InputContainer, stream: VideoStream, anchor: int | None, damage: _Damage) -> Iterator[VideoFrame]:
+    """Decode from the key frame with pts `anchor`, noting damage on the way."""
+    packets = _packets_from(container, stream, anchor)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:
+            damage.strike(f"the file cannot be read further ({_reason(error)})")
+            packet = None
+        try:
+            frames = stream.codec_context.decode(packet)
+        except av.FFmpegError as error:
+            if not isinstance(error, av.error.EOFError):
+                damage.strike(_reason(error))
+            frames = []
+        else:
+            if packet is not None and packet.is_corrupt:
+                damage.strike("the container marks a packet as corrupt")
+        yield from frames
+        if packet is None:
+            return
+
+
+def _packets_from(container: InputContainer, stream: VideoStream, anchor: int | None) -> Iterator[av.Packet]:
+    """Packets from the key frame with pts `anchor` on, or all of them.
+
+    Containers seek by decoding time, by byte position or by guess, so a seek may land too late: it is repeated from
+    further back until the first key frame it finds is not after the anchor; packets before the anchor are dropped.
+    """
+    if anchor is not None:
+        # Start with a second, end at the beginning of the file.
+        margin, reach = round(1 / stream.time_base), anchor - (stream.start_time or 0)
+        for back in (0, margin, 4 * margin, 16 * margin, reach):
+            container.seek(max(anchor - back, anchor - reach), stream=stream)
+            packets = _without_empty(container.demux(stream))
+            for packet in packets:
+                if packet.is_keyframe and packet.pts is not None:
+                    if packet.pts == anchor:
+                        yield packet
+                        yield from packets
+                        return
+                    if packet.pts > anchor:
+                        break
+        container.seek(stream.start_time or 0, stream=stream)
+    yield from _without_empty(container.demux(stream))
+
+
+def _without_empty(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    """PyAV ends a stream with an empty packet, which would flush the decoder for good."""
+    return (packet for packet in packets if packet.size)
+
+
+def _upright(frame: VideoFrame, rotation: int) -> np.ndarray:
+    image = frame.to_ndarray(format="bgr24")
+    turn = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+    return cv2.rotate(image, turn[rotation]) if rotation in turn else image
+
+
+def _reason(error: av.FFmpegError) -> str:
+    return _lower(error.strerror or str(error))
+
+
+def _lower(text: str | None) -> str:
+    return text[:1].lower() + text[1:] if text else "unknown error"
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _index_images(source: Source) -> FrameIndex:
+    assert source.images is not None
+    digest = hashlib.sha256()
+    for name in source.images:
+        try:
+            data = (source.path / name).read_bytes()
+        except OSError:
+            data = b""
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + zlib.crc32(data).to_bytes(4, "big"))
+    n = len(source.images)
+    every = np.ones(n, dtype=bool)
+    return FrameIndex(np.arange(n), every, every, True, None, 0, Fraction(1), None, "images", digest.hexdigest())
+
+
+def _read_images(wanted: FrameRange) -> Iterator[Frame]:
+    images = wanted.source.images
+    assert images is not None
+    for i, pts in enumerate(wanted.pts):
+        name = images[wanted.first + i]
+        image, status, detail = None, SKIPPED, None
+        if wanted.wanted[i]:
+            image, detail = _read_image(wanted.source.path / name)
+            status = OK if image is not None else DECODE_ERROR
+        printable = shown(Path(name))
+        yield Frame(wanted.first + i, int(pts), True, image, status, printable, detail)
+
+
+def _read_image(path: Path) -> tuple[np.ndarray | None, str | None]:
+    """Pixels, upright as EXIF says, or what is wrong."""
+    try:
+        check_regular(path)
+        image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except VideoOpenError as error:
+        return None, error.problem
+    except (OSError, cv2.error) as error:
+        return None, f"cannot be read ({_lower(str(error).splitlines()[-1])[:120]})"
+    if image is None:
+        return None, "not a picture that OpenCV can read"
+    return image, None

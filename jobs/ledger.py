@@ -1,0 +1,144 @@
+"""The output folder: what is done, and the one way anything gets into it.
+
+A file is written under `_tmp/` with a name of its own, flushed to disk, and published with one hard link, which fails
+if the name is taken. Who comes second discards its copy. Nothing is appended to, nothing overwritten: a name either
+is not there or is whole.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.errors import OutputError, SinkError
+
+PLAN, MANIFEST, SUCCESS = "plan.json", "manifest.json", "_SUCCESS"
+_PUBLISHED = ("poses", "frames")
+_WORKING = ("_chunks", "_tmp")
+
+
+class Ledger:
+    """An output folder. Cheap to make and to pickle; touches nothing until a method is called."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def prepare(self) -> None:
+        """Make the folders and try the commit protocol once. Raises OutputError."""
+        try:
+            for name in (*_PUBLISHED, *_WORKING):
+                (self.out / name).mkdir(parents=True, exist_ok=True)
+            with self._temporary("probe") as tmp:
+                tmp.write_bytes(b"")
+                os.link(tmp, probe := tmp.with_suffix(".link"))
+                probe.unlink()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise OutputError(str(self.out), f"cannot write there ({reason}); choose a folder you can write to") from error
+
+    def clear(self) -> None:
+        """Remove a job's files, and nothing else, so that a new one can start."""
+        for name in (SUCCESS, MANIFEST, PLAN):
+            (self.out / name).unlink(missing_ok=True)
+        for name in (*_PUBLISHED, *_WORKING):
+            shutil.rmtree(self.out / name, ignore_errors=True)
+
+    def foreign(self) -> bool:
+        """Whether the folder holds something but no job."""
+        try:
+            return not (self.out / PLAN).exists() and any(entry.name not in (*_PUBLISHED, *_WORKING) for entry in self.out.iterdir())
+        except OSError:
+            return False
+
+    # --- what is there ---
+
+    def read(self, name: str) -> str | None:
+        """Text of a published file, None if it is not there."""
+        try:
+            return (self.out / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise OutputError(str(self.out), f"cannot read {name} ({error})") from error
+
+    def path(self, name: str) -> Path:
+        return self.out / name
+
+    def committed(self) -> set[str]:
+        """Keys of the chunks that are done."""
+        try:
+            return {entry.removesuffix(".chunk") for entry in os.listdir(self.out / "_chunks") if entry.endswith(".chunk")}
+        except FileNotFoundError:
+            return set()
+
+    # --- what gets in ---
+
+    def publish_bytes(self, name: str, data: bytes) -> bool:
+        """Publish `data` as `name`; False if the name was taken. Raises SinkError if storing fails."""
+        with self._temporary(Path(name).name) as tmp:
+            tmp.write_bytes(data)
+            return self._publish(tmp, name)
+
+    def commit_chunk(self, key: str, data: bytes) -> bool:
+        """Publish a chunk's result; False if somebody else was first."""
+        return self.publish_bytes(chunk_name(key), data)
+
+    @contextlib.contextmanager
+    def publishing(self, name: str) -> Iterator[Path]:
+        """A temporary path to write to; published as `name` when the block ends.
+
+        A name that is taken must hold the same bytes, left by a run that was stopped after publishing it: SinkError if
+        not.
+        """
+        with self._temporary(Path(name).name) as tmp:
+            yield tmp
+            if not self._publish(tmp, name) and sha256(tmp) != sha256(self.out / name):
+                raise SinkError(f"{self.out / name}: is there already with other content; run `posejob verify {self.out}`")
+
+    def clean(self) -> None:
+        """Remove the working folders of a job that is done."""
+        for name in _WORKING:
+            shutil.rmtree(self.out / name, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _temporary(self, stem: str) -> Iterator[Path]:
+        tmp = self.out / "_tmp" / f"{stem}.{uuid.uuid4().hex}"
+        try:
+            yield tmp
+        finally:
+            with contextlib.suppress(OSError):
+                tmp.unlink(missing_ok=True)
+
+    def _publish(self, tmp: Path, name: str) -> bool:
+        target = self.out / name
+        try:
+            _flush(tmp)
+            os.link(tmp, target)
+            _flush(target.parent)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise SinkError(f"{target}: cannot be stored ({(error.strerror or str(error)).lower()})") from error
+        return True
+
+
+def chunk_name(key: str) -> str:
+    """Where a chunk's result is published, relative to the output folder."""
+    return f"_chunks/{key}.chunk"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,166 @@
+"""What a person sees: progress on stderr, the summary on stdout."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from jobs.events import Event, Note, Observer, Planned, UnitDone, VideoDone
+from jobs.executors.base import UnitFailure
+from jobs.finalise import VIDEO_OK, VideoReport
+from jobs.plan import Plan
+from jobs.run import JobReport
+
+_LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def watching() -> Iterator[Observer]:
+    """An observer that shows progress: a bar on a terminal, plain lines elsewhere."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} frames  {task.fields[fps]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        yield _Bar(bar)
+
+
+class _Rate:
+    """Frames per second since the first result was due."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.frames = 0
+
+    def add(self, frames: int) -> None:
+        self.frames += frames
+
+    @property
+    def fps(self) -> float:
+        return self.frames / max(1e-9, time.monotonic() - self._began)
+
+
+class _Bar:
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("planning", total=None, fps="")
+        self._rate = _Rate()
+        self._failed = 0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Planned(plan, done):
+                self._rate = _Rate()
+                self._bar.update(self._task, description="starting", total=plan.n_selected, completed=done)
+            case UnitDone(result, n_frames):
+                self._failed += isinstance(result, UnitFailure)
+                self._rate.add(n_frames)
+                failed = f", {self._failed} chunks failed" if self._failed else ""
+                self._bar.update(self._task, description="inferring", advance=n_frames, fps=f"{self._rate.fps:.1f}/s{failed}")
+        if text := line_for(event):
+            self._bar.console.print(text, markup=False)
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._rate = _Rate()
+        self._done = self._total = 0
+        self._told = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Planned(plan, done):
+                self._rate, self._done, self._total = _Rate(), done, plan.n_selected
+            case UnitDone(_, n_frames):
+                self._rate.add(n_frames)
+                self._done += n_frames
+                if time.monotonic() - self._told >= _LINE_EVERY_S:
+                    self._told = time.monotonic()
+                    self._tell(f"{self._done:,} of {self._total:,} frames, {self._rate.fps:.1f} frames/s")
+        if text := line_for(event):
+            self._tell(text)
+
+    @staticmethod
+    def _tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def line_for(event: Event) -> str | None:
+    """The line that an event deserves by itself."""
+    match event:
+        case Note(text):
+            return text
+        case Planned(plan, done):
+            earlier = f", {done:,} of them done by an earlier run" if done else ""
+            return f"{count(len(plan.videos), 'video')}, {plan.n_selected:,} frames in {count(plan.n_chunks, 'chunk')}{earlier}"
+        case UnitDone(UnitFailure(key, reason), n_frames):
+            return f"chunk {key[:8]} ({count(n_frames, 'frame')}) given up: {reason}"
+        case VideoDone(report) if report.status != VIDEO_OK:
+            return f"{report.status}: {report.uri}: {'; '.join(report.problems)}"
+    return None
+
+
+def plan_text(plan: Plan, seconds_a_frame: float | None) -> str:
+    """The plan for `--dry-run`. seconds_a_frame: measured on this machine, or None."""
+    lines = [f"model {plan.model}, height {plan.options.height}"]
+    for video in plan.videos:
+        index = video.index
+        if index is None:
+            lines.append(f"  {video.source.uri}: cannot be used: {video.problem}")
+            continue
+        size = f"{index.size[0]}x{index.size[1]}" if index.size else "pictures"
+        selected = "" if video.n_selected == len(index) else f" of {len(index):,}"
+        lines.append(f"  {video.source.uri}: {size}, {video.n_selected:,}{selected} frames, {count(len(video.chunks), 'chunk')}")
+    lines.append(f"{count(len(plan.videos), 'video')}, {plan.n_selected:,} frames, {count(plan.n_chunks, 'chunk')}")
+    if seconds_a_frame is not None:
+        lines.append(f"estimated {duration(plan.n_selected * seconds_a_frame)} on this machine ({1 / seconds_a_frame:.0f} frames/s)")
+    return "\n".join(lines)
+
+
+def summary_text(report: JobReport) -> str:
+    """The last lines of a run."""
+    totals = report.totals()
+    bad = [f"{totals[status]} {status}" for status in ("degraded", "failed") if totals[status]]
+    lines = [
+        f"{count(totals['videos'], 'video')}{' (' + ', '.join(bad) + ')' if bad else ''}, "
+        f"{totals['frames']:,} frames, {totals['people']:,} people found"
+    ]
+    if report.again:
+        lines.append("all of it done by an earlier run, nothing to do")
+    else:
+        rate = f", {report.n_inferred / report.seconds:.1f} frames/s with start-up" if report.n_inferred else ""
+        lines.append(f"{report.n_inferred:,} frames inferred in {duration(report.seconds)}{rate}")
+    lines += [f"not used: {text}: {problem}" for text, problem in report.problems]
+    lines += [f"{video.status}: {video.uri}: {'; '.join(video.problems)}" for video in _bad(report)]
+    lines.append(f"results in {report.out}")
+    lines.append(f"""python -c "import posecore; print(posecore.read_poses({report.out!r}, to='pandas'))\"""")
+    return "\n".join(lines)
+
+
+def _bad(report: JobReport) -> list[VideoReport]:
+    return [video for video in report.videos if video.status != VIDEO_OK]
+
+
+def count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,272 @@
+"""A job from the first look at the inputs to `_SUCCESS`."""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from jobs import __version__
+from jobs.discover import Source, discover
+from jobs.errors import EXIT_OK, EXIT_SOME_FAILED, ConfigError, OutputError, VideoOpenError
+from jobs.events import Note, Observer, Planned, UnitDone, VideoDone
+from jobs.executors.base import Executor, Layout, UnitFailure, layout, usable_cpus
+from jobs.finalise import VIDEO_DEGRADED, VIDEO_FAILED, VIDEO_OK, PublishedFile, VideoReport, failed_video, finalise_video
+from jobs.frames import FrameIndex, probe
+from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, sha256
+from jobs.plan import Chunk, Plan, VideoPlan, check_same_job, frame_range, make_plan, planned_chunk_frames
+from jobs.spec import Options, RunSpec
+from jobs.worker import UnitReport, WorkerSpec, WorkUnit
+from models.registry import Network, find_network
+from models.runtime import check_device
+
+StartExecutor = Callable[[WorkerSpec, Layout], contextlib.AbstractContextManager[Executor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A job that could start: the plan, the network, the inputs that are none."""
+
+    plan: Plan
+    network: Network
+    device: str
+    problems: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """How a job ended.
+
+    problems:   (input as typed, what is wrong) of inputs that are no videos.
+    n_inferred: frames inferred by this run; the rest was done before.
+    seconds:    wall time of this run.
+    again:      the job was done already, nothing was computed.
+    """
+
+    out: str
+    videos: tuple[VideoReport, ...]
+    problems: tuple[tuple[str, str], ...]
+    n_inferred: int
+    seconds: float
+    again: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        ok = not self.problems and all(video.status == VIDEO_OK for video in self.videos)
+        return EXIT_OK if ok else EXIT_SOME_FAILED
+
+    def totals(self) -> dict[str, int]:
+        return {
+            "videos": len(self.videos),
+            **{status: sum(v.status == status for v in self.videos) for status in (VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED)},
+            "frames": sum(video.n_frames for video in self.videos),
+            "people": sum(video.n_people for video in self.videos),
+        }
+
+
+def prepare(spec: RunSpec, observe: Observer) -> Prepared:
+    """Find the network, the device, the videos; make the plan. Touches the output folder only to read it.
+
+    Raises ConfigError, ModelError, OutputError: all before any work.
+    """
+    network = find_network(spec.model, report=lambda line: observe(Note(line)))
+    device = check_device(spec.device)
+    height = spec.height or network.manifest.height
+    if height % network.manifest.stride:
+        stride = network.manifest.stride
+        raise ConfigError(f"--height {height}: must be a multiple of {stride}, try {height // stride * stride or stride}")
+    found = discover(spec.inputs, exclude=spec.out)
+    if not found.sources:
+        lines = "; ".join(f"{text}: {problem}" for text, problem in found.problems)
+        raise ConfigError(lines or "no inputs")
+    options = Options(height, spec.selection, spec.max_people, spec.min_score)
+    chunk_frames = planned_chunk_frames(Ledger(spec.out).read(PLAN) or "") if not spec.overwrite else None
+    plan = make_plan(_probe_all(found.sources), network, options, chunk_frames or spec.chunk_frames)
+    return Prepared(plan, network, device, found.problems)
+
+
+def run_job(spec: RunSpec, start: StartExecutor, observe: Observer) -> JobReport:
+    """Do what a run asks for, or what is missing of it.
+
+    start: gives the executor for a worker and a layout, as a context.
+    """
+    began = time.monotonic()
+    job = prepare(spec, observe)
+    ledger = Ledger(spec.out.absolute())
+    _open_folder(ledger, job.plan, spec.overwrite)
+    if done := read_report(ledger):
+        ledger.clean()
+        observe(Planned(job.plan, job.plan.n_selected))
+        return JobReport(str(spec.out), done, job.problems, 0, time.monotonic() - began, again=True)
+
+    missing = _missing(ledger, job.plan)
+    observe(Planned(job.plan, job.plan.n_selected - sum(selected for *_, selected in missing)))
+    run = _Run(ledger, job, observe)
+    run.finish_videos_without(missing)
+    if missing:
+        division = layout(usable_cpus(), spec.workers)
+        worker = WorkerSpec(job.network, job.device, division.threads, job.plan.options, ledger)
+        with start(worker, division) as executor:
+            run.work(executor, missing)
+    run.publish_manifest()
+    ledger.clean()
+    videos = tuple(run.reports[video.video_id] for video in job.plan.videos)
+    return JobReport(str(spec.out), videos, job.problems, run.n_inferred, time.monotonic() - began)
+
+
+def read_report(ledger: Ledger) -> tuple[VideoReport, ...] | None:
+    """The videos of a finished job, from its manifest; None if the job is not done."""
+    if ledger.read(SUCCESS) is None:
+        return None
+    text = ledger.read(MANIFEST)
+    try:
+        manifest = json.loads(text or "")
+        return tuple(_video_report(video, manifest["files"]) for video in manifest["videos"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(str(ledger.out), "its manifest.json is damaged; --overwrite to start afresh") from error
+
+
+def _video_report(video: dict[str, Any], files: list[dict[str, Any]]) -> VideoReport:
+    return VideoReport(
+        video_id=video["video_id"],
+        uri=video["uri"],
+        status=video["status"],
+        n_frames=video["frames"],
+        n_people=video["people"],
+        statuses=video["frame_status"],
+        problems=tuple(video["problems"]),
+        files=tuple(PublishedFile(**file) for file in files if file["path"] in video["files"]),
+    )
+
+
+def _probe_all(sources: Iterable[Source]) -> Iterator[tuple[Source, FrameIndex | str]]:
+    """Indices of all sources in order, several files read at once: PyAV gives the GIL away while it reads."""
+
+    def attempt(source: Source) -> tuple[Source, FrameIndex | str]:
+        try:
+            return source, probe(source)
+        except VideoOpenError as error:
+            return source, error.problem
+
+    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
+        yield from pool.map(attempt, sources)
+
+
+def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool) -> None:
+    """Make the output folder this job's own, or see that it already is."""
+    if overwrite:
+        ledger.prepare()
+        ledger.clear()
+    elif ledger.foreign():
+        raise OutputError(str(ledger.out), "is not empty and holds no posejob job; choose another folder")
+    ledger.prepare()
+    if not ledger.publish_bytes(PLAN, plan.to_json().encode()):
+        check_same_job(ledger.read(PLAN) or "", plan, str(ledger.out))
+
+
+_Missing = tuple[VideoPlan, WorkUnit, int]
+
+
+def _missing(ledger: Ledger, plan: Plan) -> list[_Missing]:
+    """Chunks still to do: (video, unit, number of selected frames)."""
+    done = ledger.committed()
+    missing = []
+    for video in plan.videos:
+        for chunk in video.chunks:
+            if chunk.key not in done:
+                unit = _work_unit(video, plan, chunk)
+                missing.append((video, unit, int(unit.frames.wanted.sum())))
+    return missing
+
+
+def _work_unit(video: VideoPlan, plan: Plan, chunk: Chunk) -> WorkUnit:
+    index = video.index
+    assert index is not None
+    return WorkUnit(
+        key=chunk.key,
+        video_id=video.video_id,
+        frames=frame_range(video, chunk, plan.options.selection),
+        size=index.size,
+        start_pts=None if index.size is None else int(index.pts[0]),
+    )
+
+
+class _Run:
+    """The part of a job that changes: what is open, what has been given up, what is published."""
+
+    def __init__(self, ledger: Ledger, job: Prepared, observe: Observer) -> None:
+        self.ledger, self.job, self.observe = ledger, job, observe
+        self.reports: dict[str, VideoReport] = {}
+        self.devices: set[str] = set()
+        self.n_inferred = 0
+        self._given_up: dict[str, str] = {}
+        self._began = datetime.now(UTC)
+
+    def work(self, executor: Executor, missing: list[_Missing]) -> None:
+        """Run the missing chunks; publish each video when its last one is in."""
+        by_key = {unit.key: (video, selected) for video, unit, selected in missing}
+        left: dict[str, int] = {}
+        for video, *_ in missing:
+            left[video.video_id] = left.get(video.video_id, 0) + 1
+        for result in executor.run(unit for _, unit, _ in missing):
+            video, selected = by_key[result.key]
+            if isinstance(result, UnitFailure):
+                self._given_up[result.key] = result.reason
+            else:
+                self.n_inferred += result.n_inferred
+                self.devices.add(result.device)
+            self.observe(UnitDone(result, selected))
+            left[video.video_id] -= 1
+            if not left[video.video_id]:
+                self._finish(video)
+
+    def finish_videos_without(self, missing: list[_Missing]) -> None:
+        """Publish the videos that have no chunk to wait for."""
+        waiting = {video.video_id for video, *_ in missing}
+        for video in self.job.plan.videos:
+            if video.video_id not in waiting:
+                self._finish(video)
+
+    def _finish(self, video: VideoPlan) -> None:
+        if video.index is None:
+            report = failed_video(video)
+        else:
+            skeleton = self.job.network.manifest.skeleton
+            report = finalise_video(self.ledger, self.job.plan, video, skeleton, self._given_up)
+        self.reports[video.video_id] = report
+        self.observe(VideoDone(report))
+
+    def publish_manifest(self) -> None:
+        """The manifest, which seals the files, then `_SUCCESS`, which seals the manifest."""
+        plan, network = self.job.plan, self.job.network
+        videos = [self.reports[video.video_id] for video in plan.videos]
+        plan_file = self.ledger.path(PLAN)
+        files = [PublishedFile(PLAN, plan_file.stat().st_size, sha256(plan_file), None)]
+        files += [file for video in videos for file in video.files]
+        manifest = {
+            "posejob": __version__,
+            "model": {
+                "name": network.name,
+                "digest": network.digest,
+                "license": network.manifest.license,
+                "files": {file.path: file.sha384 for file in network.files},
+            },
+            "device": self.job.device,
+            "execution_devices": sorted(self.devices),
+            "options": plan.options.to_json(),
+            "began": self._began.isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "frames_inferred": self.n_inferred,
+            "videos": [video.to_json() for video in videos],
+            "files": [vars(file) for file in files],
+        }
+        text = (json.dumps(manifest, indent=1) + "\n").encode()
+        if not self.ledger.publish_bytes(MANIFEST, text):
+            # An earlier run was stopped between the manifest and the seal; its manifest holds, the files are the same.
+            text = self.ledger.path(MANIFEST).read_bytes()
+        self.ledger.publish_bytes(SUCCESS, (json.dumps({"manifest_sha256": hashlib.sha256(text).hexdigest()}) + "\n").encode())
+

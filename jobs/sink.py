@@ -1,0 +1,95 @@
+"""Tables on disk: what a worker hands over for a chunk, and the Parquet files users get."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import SinkError
+
+ROW_GROUP_ROWS = 122_880
+_DIGEST_BYTES = 32
+
+
+def chunk_bytes(poses: pa.Table, frames: pa.Table) -> bytes:
+    """Both tables of a chunk as one blob, so that they are published by one act: two Arrow streams, then the SHA-256
+    of what went before."""
+    blob = io.BytesIO()
+    for table in (poses, frames):
+        with pa.ipc.new_stream(blob, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+            stream.write_table(table)
+    data = blob.getvalue()
+    return data + hashlib.sha256(data).digest()
+
+
+def read_chunk(path: Path) -> tuple[pa.Table, pa.Table]:
+    """(poses, frames) of a chunk. Raises SinkError if it is not what a worker wrote."""
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise SinkError(f"{path}: cannot be read ({error.strerror})") from error
+    data, digest = blob[:-_DIGEST_BYTES], blob[-_DIGEST_BYTES:]
+    if hashlib.sha256(data).digest() != digest:
+        raise SinkError(f"{path}: damaged on disk; delete it and run the same command again")
+    source = pa.BufferReader(data)
+    poses = pa.ipc.open_stream(source).read_all()
+    return poses, pa.ipc.open_stream(source).read_all()
+
+
+def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, metadata: dict[str, Any]) -> int:
+    """Write tables of one schema as one Parquet file; returns its rows. Memory: one row group.
+
+    The file depends on the rows alone, not on how they are spread over the tables: row groups are cut by count.
+    """
+    text = json.dumps(metadata, sort_keys=True)
+    # pandas fills DataFrame.attrs from this key.
+    schema = schema.with_metadata({"posejob": text, "PANDAS_ATTRS": json.dumps({"posejob": metadata}, sort_keys=True)})
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    strings = [field.name for field in schema if pa.types.is_string(field.type)]
+    rows = 0
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=strings,
+        column_encoding=None,
+        use_byte_stream_split=floats,
+        write_page_checksum=True,
+        write_page_index=True,
+    ) as writer:
+        for group in _row_groups(tables, schema):
+            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+            rows += len(group)
+    return rows
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a Parquet file after reading every page with its checksum. Raises SinkError if one does not fit."""
+    try:
+        rows = 0
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches():
+                rows += len(batch)
+        return rows
+    except (OSError, pa.ArrowException) as error:
+        raise SinkError(f"{path}: not readable as Parquet ({str(error).splitlines()[0][:120]})") from error
+
+
+def _row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Re-cut tables into row groups of ROW_GROUP_ROWS; the last is what is left."""
+    held: list[pa.Table] = []
+    n = 0
+    for table in tables:
+        held.append(table.cast(schema))
+        n += len(table)
+        while n >= ROW_GROUP_ROWS:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, ROW_GROUP_ROWS).combine_chunks()
+            held, n = [whole.slice(ROW_GROUP_ROWS)], n - ROW_GROUP_ROWS
+    if n:
+        yield pa.concat_tables(held).combine_chunks()
