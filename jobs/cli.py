@@ -14,7 +14,7 @@ import typer
 
 from jobs import __version__
 from jobs.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNUSABLE, SinkError
-from jobs.spec import RunSpec, Selection, parse_moment
+from jobs.spec import Moment, RunSpec, Selection, parse_moment
 from posecore.errors import PosejobError
 
 if TYPE_CHECKING:
@@ -26,9 +26,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "POSEJOB"},
 )
-models_app = typer.Typer(help="The networks: which there are, fetch them, check them.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="The networks: which there are, fetch them, check them.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(models_app, name="models")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
@@ -43,24 +46,34 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def submit(
-    inputs: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Videos, folders, globs, pictures.", show_default=False)],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="VIDEO...", help="Videos, folders, globs, pictures.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("posejob-out"),
     device: Annotated[str, typer.Option(help="CPU, GPU, NPU or AUTO.")] = "CPU",
-    model: Annotated[str, typer.Option(help="A model's name, or the path of an .xml or .onnx with its manifest.")] = "human-pose-estimation-0001",
-    height: Annotated[int | None, typer.Option(help="Network input height in pixels; default: the model's.", show_default=False)] = None,
+    model: Annotated[
+        str, typer.Option(help="A model's name, or the path of an .xml or .onnx with its manifest.")
+    ] = "human-pose-estimation-0001",
+    height: Annotated[
+        int | None, typer.Option(help="Network input height in pixels; default: the model's.", show_default=False)
+    ] = None,
     every: Annotated[int, typer.Option(help="Look at every N-th frame only.")] = 1,
     from_: Annotated[str | None, typer.Option("--from", help="Start here: a frame, 12.5s or 00:01:23.5.")] = None,
     to: Annotated[str | None, typer.Option("--to", help="Stop before this.")] = None,
     max_people: Annotated[int | None, typer.Option(help="Keep the N best people of a frame.")] = None,
     min_score: Annotated[float, typer.Option(help="Keep people with at least this pose score.")] = 0.0,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; default: one for about four CPUs.", show_default=False)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; default: one for about four CPUs.", show_default=False)
+    ] = None,
     chunk_frames: Annotated[int, typer.Option(help="Frames a worker takes at a time.")] = 128,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard the job in the output folder first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -78,7 +91,7 @@ def submit(
             model=model,
             device=device,
             height=height,
-            selection=Selection(every, from_ and parse_moment(from_, "--from"), to and parse_moment(to, "--to")),
+            selection=Selection(every, _moment(from_, "--from"), _moment(to, "--to")),
             max_people=max_people,
             min_score=min_score,
             workers=workers,
@@ -107,6 +120,10 @@ def submit(
         else:
             print(summary_text(report))
         raise typer.Exit(report.exit_code)
+
+
+def _moment(text: str | None, flag: str) -> Moment | None:
+    return None if text is None else parse_moment(text, flag)
 
 
 def _dry_run(spec: RunSpec, as_json: bool) -> None:
@@ -143,13 +160,21 @@ def status(out: Out, as_json: Json = False) -> None:
         state = progress(Ledger(out))
         done, total = state.chunks
         if as_json:
-            videos = [dict(zip(("video_id", "chunks_done", "chunks", "frames"), video, strict=True)) for video in state.videos]
-            _print_json({"done": state.done, "chunks_done": done, "chunks": total, "status": state.statuses, "videos": videos})
+            videos = [
+                dict(zip(("video_id", "chunks_done", "chunks", "frames"), video, strict=True)) for video in state.videos
+            ]
+            _print_json(
+                {"done": state.done, "chunks_done": done, "chunks": total, "status": state.statuses, "videos": videos}
+            )
             return
         for video_id, video_done, video_total, frames in state.videos:
             print(f"{video_id}: {video_done}/{video_total} chunks, {frames:,} frames")
         ended = ", ".join(f"{n} {name}" for name, n in sorted(state.statuses.items()))
-        print(f"done: {ended}" if state.done else f"not done: {done} of {total} chunks; run the same command again to go on")
+        print(
+            f"done: {ended}"
+            if state.done
+            else f"not done: {done} of {total} chunks; run the same command again to go on"
+        )
 
 
 @app.command()
@@ -184,7 +209,9 @@ def models_list(as_json: Json = False) -> None:
                     where = str(find_network(name, fetch=False).path.parent)
                 except ModelError:
                     where = ""
-                rows.append({"name": name, "where": where, "license": manifest.license, "description": manifest.description})
+                rows.append(
+                    {"name": name, "where": where, "license": manifest.license, "description": manifest.description}
+                )
         if as_json:
             _print_json({"models": rows})
             return
@@ -193,7 +220,9 @@ def models_list(as_json: Json = False) -> None:
 
 
 @models_app.command("fetch")
-def models_fetch(names: Annotated[list[str] | None, typer.Argument(help="Default: the default model.", show_default=False)] = None) -> None:
+def models_fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Default: the default model.", show_default=False)] = None,
+) -> None:
     """Download networks to the cache and check them."""
     with _errors_as_lines(None):
         from models.registry import DEFAULT_MODEL, find_network
@@ -204,7 +233,9 @@ def models_fetch(names: Annotated[list[str] | None, typer.Argument(help="Default
 
 
 @models_app.command("verify")
-def models_verify(names: Annotated[list[str] | None, typer.Argument(help="Default: the default model.", show_default=False)] = None) -> None:
+def models_verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Default: the default model.", show_default=False)] = None,
+) -> None:
     """Check networks that are here against their manifests: size and SHA-384."""
     with _errors_as_lines(None):
         from models.registry import DEFAULT_MODEL, find_network

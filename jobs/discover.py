@@ -9,10 +9,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov .mp4 "
-    ".mpeg .mpg .mts .mxf .nut .obu .ogg .ogv .rm .ts .vob .webm .wmv .y4m .gif".split()
+    [
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".dv",
+        ".f4v",
+        ".flv",
+        ".h264",
+        ".h265",
+        ".hevc",
+        ".ivf",
+        ".m1v",
+        ".m2ts",
+        ".m2v",
+        ".m4v",
+        ".mjpeg",
+        ".mjpg",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".nut",
+        ".obu",
+        ".ogg",
+        ".ogv",
+        ".rm",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".y4m",
+        ".gif",
+    ]
 )
-IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 
 
 @dataclass(frozen=True)
@@ -74,26 +110,36 @@ def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
         return True
 
     def take_folder(folder: Path) -> bool:
-        found = [take(file, named=False) for file in sorted(folder.rglob("*")) if file.is_file() and not _hidden(file, folder)]
+        found = [
+            take(file, named=False)
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and not _hidden(file, folder)
+        ]
         return any(found)
 
     for text in inputs:
         path = Path(text)
         if path.is_dir():
             if not take_folder(path):
-                problems.append((text, "no videos or pictures in this folder"))
+                problems.append((shown(text), "no videos or pictures in this folder"))
         elif path.exists() or path.is_symlink():
             take(path, named=True)
         elif glob.has_magic(text):
             matches = [Path(match) for match in glob.glob(text, recursive=True)]
             found = [take_folder(match) if match.is_dir() else take(match, named=False) for match in matches]
             if not any(found):
-                problems.append((text, "no video or picture matches this pattern"))
+                problems.append((shown(text), "no video or picture matches this pattern"))
         else:
-            problems.append((text, "no such file or folder"))
+            problems.append((shown(text), "no such file or folder"))
     sources = [Source(path) for path in videos]
     sources += [Source(folder, tuple(sorted(names))) for folder, names in images.items()]
     return Discovered(tuple(sorted(sources, key=lambda source: os.fsencode(source.path))), tuple(problems))
+
+
+def shown(path: Path | str) -> str:
+    """A path for one line of a message: other than printable characters are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _hidden(file: Path, folder: Path) -> bool:

@@ -1,12 +1,12 @@
 """The branch of posejob's error tree that belongs to jobs, and the exit codes.
 
-    JobError
-      ConfigError     a flag or an input list that cannot be used: exit 2 before work starts
-      OutputError     the output folder cannot be used: exit 2
-      VideoError      recorded in the manifest, the job goes on with the next video, exit 1
-        VideoOpenError
-      SinkError       a result could not be stored or is not what was stored: exit 2
-      WorkerError     workers cannot be kept running: exit 2
+JobError
+  ConfigError     a flag or an input list that cannot be used: exit 2 before work starts
+  OutputError     the output folder cannot be used: exit 2
+  VideoError      recorded in the manifest, the job goes on with the next video, exit 1
+    VideoOpenError
+  SinkError       a result could not be stored or is not what was stored: exit 2
+  WorkerError     workers cannot be kept running: exit 2
 """
 
 from posecore.errors import PosejobError
@@ -31,7 +31,7 @@ class OutputError(JobError):
         self.out, self.problem = out, problem
 
     def __str__(self) -> str:
-        return f"--out {self.out}: {self.problem}"
+        return f"output folder {self.out}: {self.problem}"
 
 
 class VideoError(JobError):

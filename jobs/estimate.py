@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -36,6 +37,6 @@ def seconds_a_frame(job: Prepared) -> float | None:
     return (time.perf_counter() - began) / frames * _OVERHEAD
 
 
-def _until(end: float):
+def _until(end: float) -> Iterator[None]:
     while time.perf_counter() < end:
         yield

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import __version__
+from jobs.discover import shown
 from jobs.errors import SinkError
-from jobs.frames import DECODE_ERROR, OK, SKIPPED, SUSPECT, Frame, shown
+from jobs.frames import DECODE_ERROR, OK, SKIPPED, SUSPECT, Frame
 from jobs.ledger import Ledger, chunk_name, sha256
 from jobs.plan import Chunk, Plan, VideoPlan
 from jobs.sink import read_chunk, write_parquet
@@ -22,7 +23,7 @@ from posecore.skeleton import Skeleton
 
 SCHEMA_VERSION = 1
 
-VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED = "ok", "degraded", "failed"
+VIDEO_STATUSES = VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED = "ok", "degraded", "failed"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def failed_video(video: VideoPlan) -> VideoReport:
     return VideoReport(video.video_id, video.source.uri, VIDEO_FAILED, 0, 0, {}, (video.problem or "",), ())
 
 
-def finalise_video(ledger: Ledger, plan: Plan, video: VideoPlan, skeleton: Skeleton, given_up: dict[str, str]) -> VideoReport:
+def finalise_video(
+    ledger: Ledger, plan: Plan, video: VideoPlan, skeleton: Skeleton, given_up: dict[str, str]
+) -> VideoReport:
     """Merge a video's chunks and publish its tables.
 
     given_up: chunks that no worker could do, by key, with the reason; their frames become `decode_error`.
@@ -136,7 +139,7 @@ class _Parts:
         """Rows for frames that nobody read."""
         index, source = self.video.index, self.video.source
         assert index is not None
-        names = [None] * len(index) if source.images is None else [shown(Path(name)) for name in source.images]
+        names = [None] * len(index) if source.images is None else [shown(name) for name in source.images]
         frames = [
             Frame(i, int(index.pts[i]), bool(index.key[i]), None, status, names[i], detail) for i in range(first, stop)
         ]
@@ -150,7 +153,7 @@ class _Tally:
     def __init__(self, video: VideoPlan) -> None:
         self.video = video
         self.statuses: Counter[str] = Counter()
-        self.details: dict[str, tuple[int, int]] = {}
+        self.details: dict[tuple[str, str], tuple[str, int]] = {}
         self.n_frames = self.n_people = 0
 
     def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -164,10 +167,10 @@ class _Tally:
         for entry in table["status"].value_counts().to_pylist():
             self.statuses[entry["values"]] += entry["counts"]
         bad = table.filter(pc.is_in(table["status"], pa.array([SUSPECT, DECODE_ERROR])))
-        for frame, status, detail in zip(*(bad[name].to_pylist() for name in ("frame", "status", "detail")), strict=True):
-            text = f"{status}: {detail}"
-            first, count = self.details.get(text, (frame, 0))
-            self.details[text] = (first, count + 1)
+        for row in bad.select(["frame", "source", "status", "detail"]).to_pylist():
+            where = f"frame {row['frame']}" + (f" ({row['source']})" if row["source"] else "")
+            first, count = self.details.get((row["status"], row["detail"]), (where, 0))
+            self.details[row["status"], row["detail"]] = (first, count + 1)
 
     def check(self, n_pose_rows: int) -> None:
         index = self.video.index
@@ -175,7 +178,9 @@ class _Tally:
         if index.ordered and self.n_frames != len(index):
             raise SinkError(f"{self.video.source.uri}: {self.n_frames} frames in the chunks, {len(index)} in the plan")
         if self.n_people != n_pose_rows:
-            raise SinkError(f"{self.video.source.uri}: {n_pose_rows} poses, but the frames count {self.n_people} people")
+            raise SinkError(
+                f"{self.video.source.uri}: {n_pose_rows} poses, but the frames count {self.n_people} people"
+            )
 
     def video_status(self) -> str:
         bad = self.statuses[SUSPECT] + self.statuses[DECODE_ERROR]
@@ -184,7 +189,10 @@ class _Tally:
         return VIDEO_DEGRADED if self.statuses[OK] + self.statuses[SUSPECT] else VIDEO_FAILED
 
     def problems(self) -> tuple[str, ...]:
-        lines = [f"{count} frame{'s' if count > 1 else ''} from frame {first} on: {text}" for text, (first, count) in self.details.items()]
+        lines = []
+        for (status, detail), (first, count) in self.details.items():
+            more = f" and {count - 1} more" if count > 1 else ""
+            lines.append(f"{first}{more}: {status}: {detail}")
         return tuple(lines[:10] + ([f"and {len(lines) - 10} more kinds of damage"] if len(lines) > 10 else []))
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -24,7 +25,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from jobs.discover import Source
+from jobs.discover import Source, shown
 from jobs.errors import VideoOpenError
 
 # A picture of more pixels than this is refused: a few bytes of header must not claim gigabytes. 16384 x 8192 fits.
@@ -146,7 +147,7 @@ def probe(source: Source) -> FrameIndex:
 
 
 def read_frames(wanted: FrameRange) -> Iterator[Frame]:
-    """The frames of a range, each exactly once; in rising order unless the source is damaged. Never raises for damage."""
+    """The frames of a range, each once; in rising order unless the source is damaged. Damage never raises."""
     if wanted.source.images is not None:
         return _read_images(wanted)
     if not wanted.ordered:
@@ -160,7 +161,9 @@ def check_regular(path: Path) -> None:
         status = path.stat()
     except OSError as error:
         dangling = path.is_symlink() and not path.exists()
-        raise VideoOpenError(shown(path), "a link to a file that is not there" if dangling else _lower(error.strerror)) from error
+        raise VideoOpenError(
+            shown(path), "a link to a file that is not there" if dangling else _lower(error.strerror)
+        ) from error
     if not stat.S_ISREG(status.st_mode):
         raise VideoOpenError(shown(path), "not a regular file; videos are read from files only")
     if status.st_size == 0:
@@ -169,35 +172,21 @@ def check_regular(path: Path) -> None:
         raise VideoOpenError(shown(path), "no permission to read it")
 
 
-def shown(path: Path) -> str:
-    """A path for one line of a message: other than printable characters are escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 # --- video: index ---------------------------------------------------------------------------------------------------
 
 
 def _open(path: Path) -> InputContainer:
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
     try:
-        return av.open(b"file:" + os.fsencode(path) if not _is_utf8(path) else f"file:{path}", options=options)
+        return av.open(f"file:{path}", options=options)
     except av.FFmpegError as error:
         raise VideoOpenError(shown(path), f"not a video that can be read ({_reason(error)})") from error
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & s.disposition.__class__.attached_pic]
     if not streams:
-        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+        kinds = sorted({str(s.type) for s in container.streams}) or ["nothing"]
         raise VideoOpenError(shown(path), f"no video stream in it, only {', '.join(kinds)}")
     best = container.streams.best("video")
     stream = best if best in streams else streams[0]
@@ -220,7 +209,9 @@ def _index_packets(container: InputContainer, stream: VideoStream, path: Path) -
                 continue
             data = memoryview(packet)
             # A checksum a packet finds any change that is not made on purpose at a tenth of SHA-256's cost.
-            digest.update(f"{packet.pts},{packet.dts},{packet.size},{int(packet.is_keyframe)},{zlib.crc32(data)};".encode())
+            digest.update(
+                f"{packet.pts},{packet.dts},{packet.size},{int(packet.is_keyframe)},{zlib.crc32(data)};".encode()
+            )
             if first is None:
                 first = _first_frame(packet)
             if packet.is_discard:
@@ -264,7 +255,7 @@ def _index_packets(container: InputContainer, stream: VideoStream, path: Path) -
     )
 
 
-def _first_frame(packet: av.Packet) -> VideoFrame | None:
+def _first_frame(packet: Any) -> VideoFrame | None:
     try:
         return next((frame for frame in packet.decode() if isinstance(frame, VideoFrame)), None)
     except av.FFmpegError:
@@ -279,7 +270,7 @@ def _flush_first(stream: VideoStream) -> VideoFrame | None:
         return None
 
 
-def _is_entry(codec: str, packet: av.Packet) -> bool:
+def _is_entry(codec: str, packet: Any) -> bool:
     """Whether every frame shown from this key frame on decodes right when decoding starts here.
 
     So for all codecs but H.264, whose containers also mark recovery points (open GOPs, intra refresh) as key: only
@@ -400,10 +391,19 @@ def _read_all(wanted: FrameRange) -> Iterator[Frame]:
             image = _upright(frame, wanted.rotation) if asked else None
             if asked and last[0] != frame.pts:
                 detail = detail or "no usable time stamp; reckoned from the frame rate"
-            yield Frame(number, last[0], bool(frame.key_frame), image, status if asked else SKIPPED, detail=detail if asked else None)
+            yield Frame(
+                number,
+                last[0],
+                bool(frame.key_frame),
+                image,
+                status if asked else SKIPPED,
+                detail=detail if asked else None,
+            )
 
 
-def _decode_from(container: InputContainer, stream: VideoStream, anchor: int | None, damage: _Damage) -> Iterator[VideoFrame]:
+def _decode_from(
+    container: InputContainer, stream: VideoStream, anchor: int | None, damage: _Damage
+) -> Iterator[VideoFrame]:
     """Decode from the key frame with pts `anchor`, noting damage on the way."""
     packets = _packets_from(container, stream, anchor)
     while True:
@@ -426,7 +426,7 @@ def _decode_from(container: InputContainer, stream: VideoStream, anchor: int | N
             return
 
 
-def _packets_from(container: InputContainer, stream: VideoStream, anchor: int | None) -> Iterator[av.Packet]:
+def _packets_from(container: InputContainer, stream: VideoStream, anchor: int | None) -> Iterator[Any]:
     """Packets from the key frame with pts `anchor` on, or all of them.
 
     Containers seek by decoding time, by byte position or by guess, so a seek may land too late: it is repeated from
@@ -434,7 +434,7 @@ def _packets_from(container: InputContainer, stream: VideoStream, anchor: int | 
     """
     if anchor is not None:
         # Start with a second, end at the beginning of the file.
-        margin, reach = round(1 / stream.time_base), anchor - (stream.start_time or 0)
+        margin, reach = round(1 / (stream.time_base or 1)), anchor - (stream.start_time or 0)
         for back in (0, margin, 4 * margin, 16 * margin, reach):
             container.seek(max(anchor - back, anchor - reach), stream=stream)
             packets = _without_empty(container.demux(stream))
@@ -450,7 +450,7 @@ def _packets_from(container: InputContainer, stream: VideoStream, anchor: int | 
     yield from _without_empty(container.demux(stream))
 
 
-def _without_empty(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+def _without_empty(packets: Iterator[Any]) -> Iterator[Any]:
     """PyAV ends a stream with an empty packet, which would flush the decoder for good."""
     return (packet for packet in packets if packet.size)
 
@@ -495,7 +495,7 @@ def _read_images(wanted: FrameRange) -> Iterator[Frame]:
         if wanted.wanted[i]:
             image, detail = _read_image(wanted.source.path / name)
             status = OK if image is not None else DECODE_ERROR
-        printable = shown(Path(name))
+        printable = shown(name)
         yield Frame(wanted.first + i, int(pts), True, image, status, printable, detail)
 
 

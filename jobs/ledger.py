@@ -18,6 +18,8 @@ from jobs.errors import OutputError, SinkError
 PLAN, MANIFEST, SUCCESS = "plan.json", "manifest.json", "_SUCCESS"
 _PUBLISHED = ("poses", "frames")
 _WORKING = ("_chunks", "_tmp")
+_CHUNK_SUFFIX = ".chunk"
+_OURS = frozenset((PLAN, MANIFEST, SUCCESS, *_PUBLISHED, *_WORKING))
 
 
 class Ledger:
@@ -37,7 +39,9 @@ class Ledger:
                 probe.unlink()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise OutputError(str(self.out), f"cannot write there ({reason}); choose a folder you can write to") from error
+            raise OutputError(
+                str(self.out), f"cannot write there ({reason}); choose a folder you can write to"
+            ) from error
 
     def clear(self) -> None:
         """Remove a job's files, and nothing else, so that a new one can start."""
@@ -47,11 +51,12 @@ class Ledger:
             shutil.rmtree(self.out / name, ignore_errors=True)
 
     def foreign(self) -> bool:
-        """Whether the folder holds something but no job."""
+        """Whether the folder holds something of somebody else's and no job."""
         try:
-            return not (self.out / PLAN).exists() and any(entry.name not in (*_PUBLISHED, *_WORKING) for entry in self.out.iterdir())
-        except OSError:
+            entries = set(os.listdir(self.out))
+        except FileNotFoundError:
             return False
+        return PLAN not in entries and not entries <= _OURS
 
     # --- what is there ---
 
@@ -61,6 +66,8 @@ class Ledger:
             return (self.out / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise OutputError(str(self.out), "is a file, not a folder") from error
         except (OSError, UnicodeDecodeError) as error:
             raise OutputError(str(self.out), f"cannot read {name} ({error})") from error
 
@@ -70,7 +77,9 @@ class Ledger:
     def committed(self) -> set[str]:
         """Keys of the chunks that are done."""
         try:
-            return {entry.removesuffix(".chunk") for entry in os.listdir(self.out / "_chunks") if entry.endswith(".chunk")}
+            return {
+                entry.removesuffix(".chunk") for entry in os.listdir(self.out / "_chunks") if entry.endswith(".chunk")
+            }
         except FileNotFoundError:
             return set()
 
@@ -96,7 +105,9 @@ class Ledger:
         with self._temporary(Path(name).name) as tmp:
             yield tmp
             if not self._publish(tmp, name) and sha256(tmp) != sha256(self.out / name):
-                raise SinkError(f"{self.out / name}: is there already with other content; run `posejob verify {self.out}`")
+                raise SinkError(
+                    f"{self.out / name}: is there already with other content; run `posejob verify {self.out}`"
+                )
 
     def clean(self) -> None:
         """Remove the working folders of a job that is done."""
@@ -127,7 +138,7 @@ class Ledger:
 
 def chunk_name(key: str) -> str:
     """Where a chunk's result is published, relative to the output folder."""
-    return f"_chunks/{key}.chunk"
+    return f"_chunks/{key}{_CHUNK_SUFFIX}"
 
 
 def sha256(path: Path) -> str:

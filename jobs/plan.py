@@ -169,10 +169,12 @@ def check_same_job(old_text: str, new: Plan, out: str) -> None:
         old = json.loads(old_text)
         differences = list(_differences(old, json.loads(new.to_json())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(out, "its plan.json is damaged; use another folder, or --overwrite to start afresh") from error
+        raise OutputError(
+            out, "its plan.json is damaged; use another folder, or --overwrite to start afresh"
+        ) from error
     if differences:
-        shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
-        raise OutputError(out, f"holds another job: {shown}; use another folder, or --overwrite to start afresh")
+        listed = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
+        raise OutputError(out, f"holds another job: {listed}; use another folder, or --overwrite to start afresh")
 
 
 def planned_chunk_frames(old_text: str) -> int | None:
@@ -205,8 +207,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterable[str]:
             yield f"{video['uri']} has changed"
 
 
-def _chunk_key(
-    source: Source, index: FrameIndex, network: Network, options: Options, frames: tuple[int, int]
-) -> str:
+def _chunk_key(source: Source, index: FrameIndex, network: Network, options: Options, frames: tuple[int, int]) -> str:
     what = [__version__, source.uri, index.fingerprint, network.digest, options.to_json(), frames]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

@@ -68,7 +68,9 @@ class _Bar:
                 self._failed += isinstance(result, UnitFailure)
                 self._rate.add(n_frames)
                 failed = f", {self._failed} chunks failed" if self._failed else ""
-                self._bar.update(self._task, description="inferring", advance=n_frames, fps=f"{self._rate.fps:.1f}/s{failed}")
+                self._bar.update(
+                    self._task, description="inferring", advance=n_frames, fps=f"{self._rate.fps:.1f}/s{failed}"
+                )
         if text := line_for(event):
             self._bar.console.print(text, markup=False)
 
@@ -104,11 +106,12 @@ def line_for(event: Event) -> str | None:
             return text
         case Planned(plan, done):
             earlier = f", {done:,} of them done by an earlier run" if done else ""
-            return f"{count(len(plan.videos), 'video')}, {plan.n_selected:,} frames in {count(plan.n_chunks, 'chunk')}{earlier}"
+            videos, chunks = count(len(plan.videos), "video"), count(plan.n_chunks, "chunk")
+            return f"{videos}, {plan.n_selected:,} frames in {chunks}{earlier}"
         case UnitDone(UnitFailure(key, reason), n_frames):
             return f"chunk {key[:8]} ({count(n_frames, 'frame')}) given up: {reason}"
         case VideoDone(report) if report.status != VIDEO_OK:
-            return f"{report.status}: {report.uri}: {'; '.join(report.problems)}"
+            return _bad_line(report)
     return None
 
 
@@ -122,10 +125,13 @@ def plan_text(plan: Plan, seconds_a_frame: float | None) -> str:
             continue
         size = f"{index.size[0]}x{index.size[1]}" if index.size else "pictures"
         selected = "" if video.n_selected == len(index) else f" of {len(index):,}"
-        lines.append(f"  {video.source.uri}: {size}, {video.n_selected:,}{selected} frames, {count(len(video.chunks), 'chunk')}")
+        lines.append(
+            f"  {video.source.uri}: {size}, {video.n_selected:,}{selected} frames, {count(len(video.chunks), 'chunk')}"
+        )
     lines.append(f"{count(len(plan.videos), 'video')}, {plan.n_selected:,} frames, {count(plan.n_chunks, 'chunk')}")
     if seconds_a_frame is not None:
-        lines.append(f"estimated {duration(plan.n_selected * seconds_a_frame)} on this machine ({1 / seconds_a_frame:.0f} frames/s)")
+        whole = duration(plan.n_selected * seconds_a_frame)
+        lines.append(f"estimated {whole} on this machine ({1 / seconds_a_frame:.0f} frames/s)")
     return "\n".join(lines)
 
 
@@ -139,21 +145,21 @@ def summary_text(report: JobReport) -> str:
     ]
     if report.again:
         lines.append("all of it done by an earlier run, nothing to do")
+        lines += [_bad_line(video) for video in report.videos if video.status != VIDEO_OK]
     else:
         rate = f", {report.n_inferred / report.seconds:.1f} frames/s with start-up" if report.n_inferred else ""
         lines.append(f"{report.n_inferred:,} frames inferred in {duration(report.seconds)}{rate}")
-    lines += [f"not used: {text}: {problem}" for text, problem in report.problems]
-    lines += [f"{video.status}: {video.uri}: {'; '.join(video.problems)}" for video in _bad(report)]
     lines.append(f"results in {report.out}")
     lines.append(f"""python -c "import posecore; print(posecore.read_poses({report.out!r}, to='pandas'))\"""")
     return "\n".join(lines)
 
 
-def _bad(report: JobReport) -> list[VideoReport]:
-    return [video for video in report.videos if video.status != VIDEO_OK]
+def _bad_line(video: VideoReport) -> str:
+    return f"{video.status}: {video.uri}: {'; '.join(video.problems)}"
 
 
 def count(n: int, what: str) -> str:
+    """`1 video`, `2 videos`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 

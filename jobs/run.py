@@ -15,12 +15,20 @@ from jobs.discover import Source, discover
 from jobs.errors import EXIT_OK, EXIT_SOME_FAILED, ConfigError, OutputError, VideoOpenError
 from jobs.events import Note, Observer, Planned, UnitDone, VideoDone
 from jobs.executors.base import Executor, Layout, UnitFailure, layout, usable_cpus
-from jobs.finalise import VIDEO_DEGRADED, VIDEO_FAILED, VIDEO_OK, PublishedFile, VideoReport, failed_video, finalise_video
+from jobs.finalise import (
+    VIDEO_DEGRADED,
+    VIDEO_FAILED,
+    VIDEO_OK,
+    PublishedFile,
+    VideoReport,
+    failed_video,
+    finalise_video,
+)
 from jobs.frames import FrameIndex, probe
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, sha256
 from jobs.plan import Chunk, Plan, VideoPlan, check_same_job, frame_range, make_plan, planned_chunk_frames
 from jobs.spec import Options, RunSpec
-from jobs.worker import UnitReport, WorkerSpec, WorkUnit
+from jobs.worker import WorkerSpec, WorkUnit
 from models.registry import Network, find_network
 from models.runtime import check_device
 
@@ -62,7 +70,10 @@ class JobReport:
     def totals(self) -> dict[str, int]:
         return {
             "videos": len(self.videos),
-            **{status: sum(v.status == status for v in self.videos) for status in (VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED)},
+            **{
+                status: sum(v.status == status for v in self.videos)
+                for status in (VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED)
+            },
             "frames": sum(video.n_frames for video in self.videos),
             "people": sum(video.n_people for video in self.videos),
         }
@@ -78,7 +89,9 @@ def prepare(spec: RunSpec, observe: Observer) -> Prepared:
     height = spec.height or network.manifest.height
     if height % network.manifest.stride:
         stride = network.manifest.stride
-        raise ConfigError(f"--height {height}: must be a multiple of {stride}, try {height // stride * stride or stride}")
+        raise ConfigError(
+            f"--height {height}: must be a multiple of {stride}, try {height // stride * stride or stride}"
+        )
     found = discover(spec.inputs, exclude=spec.out)
     if not found.sources:
         lines = "; ".join(f"{text}: {problem}" for text, problem in found.problems)
@@ -96,6 +109,8 @@ def run_job(spec: RunSpec, start: StartExecutor, observe: Observer) -> JobReport
     """
     began = time.monotonic()
     job = prepare(spec, observe)
+    for text, problem in job.problems:
+        observe(Note(f"not used: {text}: {problem}"))
     ledger = Ledger(spec.out.absolute())
     _open_folder(ledger, job.plan, spec.overwrite)
     if done := read_report(ledger):
@@ -158,11 +173,10 @@ def _probe_all(sources: Iterable[Source]) -> Iterator[tuple[Source, FrameIndex |
 
 def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool) -> None:
     """Make the output folder this job's own, or see that it already is."""
-    if overwrite:
-        ledger.prepare()
-        ledger.clear()
-    elif ledger.foreign():
+    if ledger.foreign():
         raise OutputError(str(ledger.out), "is not empty and holds no posejob job; choose another folder")
+    if overwrite:
+        ledger.clear()
     ledger.prepare()
     if not ledger.publish_bytes(PLAN, plan.to_json().encode()):
         check_same_job(ledger.read(PLAN) or "", plan, str(ledger.out))
@@ -268,5 +282,6 @@ class _Run:
         if not self.ledger.publish_bytes(MANIFEST, text):
             # An earlier run was stopped between the manifest and the seal; its manifest holds, the files are the same.
             text = self.ledger.path(MANIFEST).read_bytes()
-        self.ledger.publish_bytes(SUCCESS, (json.dumps({"manifest_sha256": hashlib.sha256(text).hexdigest()}) + "\n").encode())
-
+        self.ledger.publish_bytes(
+            SUCCESS, (json.dumps({"manifest_sha256": hashlib.sha256(text).hexdigest()}) + "\n").encode()
+        )

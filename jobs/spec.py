@@ -46,7 +46,7 @@ class Selection:
 
     def wanted(self, frame: np.ndarray, time_s: np.ndarray) -> np.ndarray:
         """(F,) bool for frame numbers and times (F,); pictures have no time (NaN) and are selected by number alone."""
-        chosen = frame % self.every == 0
+        chosen: np.ndarray = frame % self.every == 0
         if self.start is not None:
             chosen &= ~_before(frame, time_s, self.start)
         if self.stop is not None:

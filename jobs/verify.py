@@ -19,7 +19,9 @@ def verify(ledger: Ledger) -> list[str]:
     """
     seal, text = ledger.read(SUCCESS), _bytes(ledger, MANIFEST)
     if seal is None:
-        done = "its job is not done; run the same `posejob submit` again" if ledger.read(PLAN) else "no posejob job in it"
+        done = (
+            "its job is not done; run the same `posejob submit` again" if ledger.read(PLAN) else "no posejob job in it"
+        )
         raise OutputError(str(ledger.out), done)
     if text is None:
         return [f"{MANIFEST}: missing"]
@@ -75,7 +77,9 @@ def _check_plan(manifest: dict[str, Any], plan: dict[str, Any]) -> list[str]:
         if report is None:
             problems.append(f"{video['video_id']}: planned, but not in the manifest")
         elif "frames" in video and rows.get(f"frames/{video['video_id']}.parquet") != report["frames"]:
-            problems.append(f"frames/{video['video_id']}.parquet: rows do not match the manifest's {report['frames']} frames")
+            problems.append(
+                f"frames/{video['video_id']}.parquet: rows do not match the manifest's {report['frames']} frames"
+            )
     return problems
 
 

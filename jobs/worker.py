@@ -148,17 +148,23 @@ class _Rows:
         return seconds(pts, start, self.unit.frames.time_base)
 
     def _poses_table(self, frames: list[Frame], times: np.ndarray) -> pa.Table:
-        seen = [(frame, time_s, self.poses[frame.number]) for frame, time_s in zip(frames, times, strict=True) if frame.number in self.poses]
+        seen = [
+            (frame, time_s, self.poses[frame.number])
+            for frame, time_s in zip(frames, times, strict=True)
+            if frame.number in self.poses
+        ]
         counts = [len(poses) for _, _, poses in seen]
         k = len(self.skeleton.keypoints)
         return poses_table(
             video=self.unit.video_id,
             frame=np.repeat([frame.number for frame, _, _ in seen], counts).astype(np.int32),
             time_s=np.repeat([time_s for _, time_s, _ in seen], counts).astype(np.float64),
-            person=np.concatenate([np.arange(n) for n in counts] or [np.empty(0)]).astype(np.int16),
+            person=np.concatenate([np.arange(n) for n in counts] or [np.arange(0)]).astype(np.int16),
             score=np.concatenate([poses.score for *_, poses in seen] or [np.empty(0, np.float32)]),
             xy_src=np.concatenate([poses.xy_src for *_, poses in seen] or [np.empty((0, k, 2), np.float32)]),
-            keypoint_score=np.concatenate([poses.keypoint_score for *_, poses in seen] or [np.empty((0, k), np.float32)]),
+            keypoint_score=np.concatenate(
+                [poses.keypoint_score for *_, poses in seen] or [np.empty((0, k), np.float32)]
+            ),
             skeleton=self.skeleton,
         )
 
@@ -177,4 +183,3 @@ def frames_table(video_id: str, frames: list[Frame], times: np.ndarray, n_people
         "detail": [frame.detail for frame in frames],
     }
     return pa.table(columns, schema=FRAMES_SCHEMA)
-

@@ -1,11 +1,11 @@
 """The branch of posejob's error tree that belongs to networks.
 
-    ModelError
-      ManifestError      a manifest that cannot be used: stop before work starts
-      ModelNotFound      neither here nor to be fetched: stop before work starts
-      ModelDamaged       bytes that are not the ones the manifest names: stop before work starts
-      DeviceError        no such device here: stop before work starts
-      InferenceError     a frame could not be inferred: retry elsewhere
+ModelError
+  ManifestError      a manifest that cannot be used: stop before work starts
+  ModelNotFound      neither here nor to be fetched: stop before work starts
+  ModelDamaged       bytes that are not the ones the manifest names: stop before work starts
+  DeviceError        no such device here: stop before work starts
+  InferenceError     a frame could not be inferred: retry elsewhere
 """
 
 from posecore.errors import PosejobError

@@ -28,6 +28,7 @@ name = "FP16-INT8"               # the first is the default
 
 import hashlib
 import json
+import math
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,7 +83,9 @@ class Manifest:
 
     def digest(self, files: tuple[ModelFile, ...]) -> str:
         """Hex digest of everything that decides the network's answer: how it is called and the bytes of `files`."""
-        call = {k: v for k, v in asdict(self).items() if k not in ("name", "description", "license", "variants", "height")}
+        call = {
+            k: v for k, v in asdict(self).items() if k not in ("name", "description", "license", "variants", "height")
+        }
         identity = {"call": call, "files": [file.sha384 for file in files]}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -120,19 +123,18 @@ def read_manifest(text: str, origin: str) -> Manifest:
         pad=(int(pad[0]), int(pad[1]), int(pad[2])),
         heatmaps=output.text("heatmaps"),
         pafs=output.text("pafs"),
-        variants=tuple(_variant(_Table(v, origin)) for v in data.get("variants", [])),
+        variants=tuple(_variant(variant) for variant in table.tables("variants")),
     )
 
 
 def _variant(table: "_Table") -> Variant:
     files = []
-    for entry in table.data.get("files", []):
-        file = _Table(entry, table.origin)
+    for file in table.tables("files"):
         path = file.text("path")
         # A manifest must not be able to name a file outside its model's folder.
         if path != Path(path).name or path in ("", ".", ".."):
             raise ManifestError(table.origin, f"file path {path!r} must be a plain file name")
-        url = file.data.get("url")
+        url = file.text("url") if "url" in file.data else None
         files.append(ModelFile(path, file.positive("bytes"), file.text("sha384"), url))
     if not files:
         raise ManifestError(table.origin, f"variant {table.text('name')} has no files")
@@ -160,6 +162,13 @@ class _Table:
     def section(self, key: str) -> "_Table":
         return _Table(self._get(key, dict, "a table"), self.origin, f"{key}.")
 
+    def tables(self, key: str) -> list["_Table"]:
+        """An array of tables, empty if there is none."""
+        value = self.data.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise ManifestError(self.origin, f"{self.prefix}{key} is {value!r}, expected tables")
+        return [_Table(entry, self.origin) for entry in value]
+
     def text(self, key: str) -> str:
         return str(self._get(key, str, "a text"))
 
@@ -170,7 +179,11 @@ class _Table:
         return int(value)
 
     def numbers(self, key: str, count: int) -> list[float]:
-        value = self._get(key, list, f"a list of {count} numbers")
-        if len(value) != count or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+        value: list[float] = self._get(key, list, f"a list of {count} numbers")
+        if len(value) != count or not all(_is_number(v) for v in value):
             raise ManifestError(self.origin, f"{self.prefix}{key} is {value!r}, expected {count} numbers")
         return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,11 +6,13 @@ been checked against the manifest.
 """
 
 import hashlib
+import http.client
 import os
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -78,7 +80,9 @@ def find_network(name: str, *, fetch: bool = True, report: Callable[[str], None]
     for file in variant.files:
         check_file(folder / file.path, file)
     path = folder / variant.files[0].path
-    return Network(f"{manifest.name}/{variant.name}", manifest, path.absolute(), variant.files, manifest.digest(variant.files))
+    return Network(
+        f"{manifest.name}/{variant.name}", manifest, path.absolute(), variant.files, manifest.digest(variant.files)
+    )
 
 
 def check_file(path: Path, file: ModelFile) -> None:
@@ -101,7 +105,11 @@ def _known(name: str) -> tuple[Manifest, Variant]:
         if manifest.name == model:
             return manifest, manifest.variant(variant or None)
     known = ", ".join(manifest.name for manifest in manifests)
-    raise ModelNotFound(name, ("posejob's own list",), f"known: {known}; a network of your own is given as a path ending in .xml or .onnx")
+    raise ModelNotFound(
+        name,
+        ("posejob's own list",),
+        f"known: {known}; a network of your own is given as a path ending in .xml or .onnx",
+    )
 
 
 def _own_network(path: Path) -> Network:
@@ -109,7 +117,10 @@ def _own_network(path: Path) -> Network:
     if not path.is_file():
         raise ModelNotFound(path.name, (str(path.parent.absolute()),), "no such file")
     if not toml.is_file():
-        raise ManifestError(str(toml), f"missing; a network of your own needs a manifest beside it, see docs/models.md to write one for {path.name}")
+        raise ManifestError(
+            str(toml),
+            f"missing; a network of your own needs a manifest beside it (docs/models.md), here for {path.name}",
+        )
     try:
         manifest = read_manifest(toml.read_text(encoding="utf-8"), str(toml))
     except UnicodeDecodeError as error:
@@ -152,18 +163,22 @@ def _fetch(manifest: Manifest, variant: Variant, folder: Path, report: Callable[
                 check_file(Path(part.name), file)
                 os.chmod(part.name, 0o644)
                 # A hard link is left behind when the temporary name goes; whoever fetched the same file meanwhile wins.
-                if not target.exists():
+                with suppress(FileExistsError):
                     os.link(part.name, target)
         except ModelError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            mirror = f"put {', '.join(f.path for f in variant.files)} in <folder>/{manifest.name}/{variant.name}/ and set {MODEL_DIR_VARIABLE}=<folder>"
-            raise _not_found(manifest, variant, f"fetching {file.url} failed ({reason}); check the network, or {mirror}") from error
+            remedy = (
+                f"fetching {file.url} failed ({reason}); check the network, or put "
+                f"{' and '.join(f.path for f in variant.files)} in <folder>/{manifest.name}/{variant.name}/ "
+                f"and set {MODEL_DIR_VARIABLE}=<folder>"
+            )
+            raise _not_found(manifest, variant, remedy) from error
 
 
 def _download(file: ModelFile, target: str) -> None:
-    """Write what the origin sends, one byte more than announced at most, so that a wrong answer cannot fill the disk."""
+    """Write what the origin sends, at most a byte more than announced: a wrong answer cannot fill the disk."""
     with urllib.request.urlopen(file.url or "", timeout=_TIMEOUT_S) as answer, open(target, "wb") as out:
         left = file.bytes + 1
         while left and (block := answer.read(min(1 << 20, left))):

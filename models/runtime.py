@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,28 +65,37 @@ class PoseRuntime:
         """
         running: deque[tuple[Tag, ov.InferRequest]] = deque()
         current: _Compiled | None = None
-        for tag, picture in pictures:
-            compiled = self._for_shape(picture.shape[:2])
-            if compiled is not current:
-                while running:
+        try:
+            for tag, picture in pictures:
+                compiled = self._for_shape(picture.shape[:2])
+                if compiled is not current:
+                    while running:
+                        yield self._finish(*running.popleft())
+                    current, turn = compiled, 0
+                if len(running) == len(compiled.requests):
                     yield self._finish(*running.popleft())
-                current, turn = compiled, 0
-            if len(running) == len(compiled.requests):
+                request = compiled.requests[turn % len(compiled.requests)]
+                turn += 1
+                # The request keeps its own copy: the caller may reuse the picture's memory.
+                request.input_tensors[0].data[0] = picture
+                request.start_async()
+                running.append((tag, request))
+            while running:
                 yield self._finish(*running.popleft())
-            request = compiled.requests[turn % len(compiled.requests)]
-            turn += 1
-            # The request keeps its own copy: the caller may reuse the picture's memory.
-            request.input_tensors[0].data[0] = picture
-            request.start_async()
-            running.append((tag, request))
-        while running:
-            yield self._finish(*running.popleft())
+        finally:
+            # Whoever makes the pictures may fail, whoever takes the answers may stop: a request that nobody waits for
+            # stays busy for ever.
+            for _, request in running:
+                with suppress(RuntimeError):
+                    request.wait()
 
     def _finish(self, tag: Tag, request: ov.InferRequest) -> tuple[Tag, Fields]:
         try:
             request.wait()
         except RuntimeError as error:
-            raise InferenceError(f"{self.network.name} failed on {self.execution_device}: {_first_line(error)}") from error
+            raise InferenceError(
+                f"{self.network.name} failed on {self.execution_device}: {_first_line(error)}"
+            ) from error
         manifest = self.network.manifest
         k = len(manifest.skeleton.keypoints)
         heatmaps, pafs = (request.get_tensor(name).data for name in (manifest.heatmaps, manifest.pafs))
@@ -114,7 +124,9 @@ class PoseRuntime:
             self.execution_device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
             requests = [compiled.create_infer_request() for _ in range(n_requests)]
         except RuntimeError as error:
-            raise InferenceError(f"{self.network.path}: OpenVINO cannot use it on {self.device}: {_first_line(error)}") from error
+            raise InferenceError(
+                f"{self.network.path}: OpenVINO cannot use it on {self.device}: {_first_line(error)}"
+            ) from error
         self._check_shapes(compiled, shape)
         return _Compiled(compiled, requests)
 
@@ -136,7 +148,9 @@ class PoseRuntime:
         manifest = self.network.manifest
         for key, name in (("heatmaps", manifest.heatmaps), ("pafs", manifest.pafs)):
             if name not in names:
-                raise ManifestError(manifest.name, f"output.{key} is {name!r}, the network's outputs are {', '.join(sorted(names))}")
+                raise ManifestError(
+                    manifest.name, f"output.{key} is {name!r}, the network's outputs are {', '.join(sorted(names))}"
+                )
 
     def _check_shapes(self, compiled: ov.CompiledModel, shape: tuple[int, int]) -> None:
         manifest = self.network.manifest
@@ -156,7 +170,9 @@ def _with_preprocessing(model: ov.Model, color: str, mean: tuple[float, ...], sc
     """Put conversion from interleaved BGR bytes into the graph, where it fuses with the first convolution."""
     steps = ov.preprocess.PrePostProcessor(model)
     picture = steps.input()
-    picture.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC")).set_color_format(ov.preprocess.ColorFormat.BGR)
+    picture.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC")).set_color_format(
+        ov.preprocess.ColorFormat.BGR
+    )
     picture.model().set_layout(ov.Layout("NCHW"))
     picture.preprocess().convert_element_type(ov.Type.f32)
     if color == "RGB":

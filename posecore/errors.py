@@ -27,7 +27,9 @@ class FieldShapeError(PoseError):
         self.name, self.expected, self.found = name, expected, found
 
     def __str__(self) -> str:
-        return f"{self.name}: expected {self.expected}, found shape {self.found}; does the manifest name the right output?"
+        return (
+            f"{self.name}: expected {self.expected}, found shape {self.found}; does the manifest name the right output?"
+        )
 
 
 class SkeletonError(PoseError):

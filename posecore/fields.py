@@ -44,6 +44,10 @@ class Fields:
     def check(self, skeleton: Skeleton) -> None:
         """Raise FieldShapeError unless there is a heatmap per keypoint and a PAF channel pair per limb."""
         if len(self.heatmaps) != len(skeleton.keypoints):
-            raise FieldShapeError("heatmaps", f"{len(skeleton.keypoints)} channels ({skeleton.name})", self.heatmaps.shape)
+            raise FieldShapeError(
+                "heatmaps", f"{len(skeleton.keypoints)} channels ({skeleton.name})", self.heatmaps.shape
+            )
         if len(self.pafs) <= skeleton.paf_channels.max():
-            raise FieldShapeError("PAFs", f"{skeleton.paf_channels.max() + 1} channels ({skeleton.name})", self.pafs.shape)
+            raise FieldShapeError(
+                "PAFs", f"{skeleton.paf_channels.max() + 1} channels ({skeleton.name})", self.pafs.shape
+            )

@@ -94,7 +94,9 @@ def match_limbs(candidates: Limbs, n_peaks: int, n_limbs: int) -> Limbs:
         taken["source"][source_key[best]] = True
         taken["target"][target_key[best]] = True
         left = left[~(taken["source"][source_key[left]] | taken["target"][target_key[left]])]
-    return Limbs(candidates.limb[chosen], candidates.source[chosen], candidates.target[chosen], candidates.score[chosen])
+    return Limbs(
+        candidates.limb[chosen], candidates.source[chosen], candidates.target[chosen], candidates.score[chosen]
+    )
 
 
 def _is_first(keys: np.ndarray, scratch: np.ndarray) -> np.ndarray:
@@ -134,7 +136,11 @@ def _sample_pafs(fields: Fields, skeleton: Skeleton, limb: np.ndarray, xy_cell: 
     # Remap counts from the first cell's centre; clipping keeps a limb from reading its neighbour in the stack.
     where[:n, 0] = np.clip(xy_cell[..., 0] - 0.5, 0, width - 1).ravel()
     where[:n, 1] = (np.clip(xy_cell[..., 1] - 0.5, 0, height - 1) + (limb * height)[:, None]).ravel()
-    sampled = cv2.remap(
-        np.ascontiguousarray(stacked), where.reshape(rows, columns, 2), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    sampled = cv2.remap(  # type: ignore[call-overload]  # OpenCV's stubs do not know that one map may hold both
+        np.ascontiguousarray(stacked),
+        where.reshape(rows, columns, 2),
+        None,
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
     )
     return sampled.reshape(-1, 2)[:n].reshape(*xy_cell.shape)

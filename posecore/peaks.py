@@ -9,7 +9,7 @@ from posecore.fields import Fields, freeze
 
 @dataclass(frozen=True)
 class PeakParams:
-    """threshold:  least heatmap value of a peak (0.1: Lightweight OpenPose's reference decoder and OpenPose's COCO model).
+    """threshold:  least heatmap value of a peak (0.1: Lightweight OpenPose's reference decoder).
     radius_cell: peaks of one keypoint nearer than this are one (1.5 cells = 12 network pixels: reference decoder)."""
 
     threshold: float = 0.1
@@ -50,17 +50,22 @@ def find_peaks(fields: Fields, params: PeakParams) -> Peaks:
     yields its first point in raster order. The position is then refined between the points. Peaks nearer than
     `radius_cell` to a higher one of the same keypoint are dropped.
     """
-    n_keypoints, height, width = fields.heatmaps.shape
+    _, height, width = fields.heatmaps.shape
     padded = np.pad(fields.heatmaps, ((0, 0), (2, 2), (2, 2)), mode="edge")
     # The surface overshoots its cells by less than a factor of two.
     keypoint, y, x = np.nonzero(fields.heatmaps > params.threshold / 2)
     corner = (keypoint * padded.shape[1] + y) * padded.shape[2] + x
     patch = (np.arange(5)[:, None] * padded.shape[2] + np.arange(5)).ravel()
-    # Summed in float64 and then rounded: patches share points, and where two points tie, an ulp between two patches' sums
-    # would let each call the other one higher, and the peak be lost.
+    # Summed in float64 and then rounded: patches share points, and where two points tie, an ulp between two patches'
+    # sums would let each call the other one higher, and the peak be lost.
     surface = (padded.ravel()[corner[:, None] + patch] @ _SURFACE).astype(np.float32)
     surface = surface.reshape(-1, _PER_CELL + 2, _PER_CELL + 2)
-    for edge, at in ((y == 0, np.s_[0, :]), (y == height - 1, np.s_[-1, :]), (x == 0, np.s_[:, 0]), (x == width - 1, np.s_[:, -1])):
+    for edge, at in (
+        (y == 0, np.s_[0, :]),
+        (y == height - 1, np.s_[-1, :]),
+        (x == 0, np.s_[:, 0]),
+        (x == width - 1, np.s_[:, -1]),
+    ):
         surface[np.flatnonzero(edge), *at] = -np.inf
 
     inner = surface[:, 1:-1, 1:-1]
@@ -87,7 +92,9 @@ def _surface_weights() -> np.ndarray:
     steps = (np.arange(_PER_CELL + 2) - (_PER_CELL + 1) / 2) / _PER_CELL
     t = np.abs(steps[:, None] - np.arange(-2, 3))
     a = -0.75
-    weights = np.where(t <= 1, (a + 2) * t**3 - (a + 3) * t**2 + 1, np.where(t < 2, a * (t**3 - 5 * t**2 + 8 * t - 4), 0))
+    weights = np.where(
+        t <= 1, (a + 2) * t**3 - (a + 3) * t**2 + 1, np.where(t < 2, a * (t**3 - 5 * t**2 + 8 * t - 4), 0)
+    )
     return np.einsum("ai,bj->ijab", weights, weights).reshape(25, -1)
 
 

@@ -11,8 +11,9 @@ def letterbox_image(image: np.ndarray, letterbox: Letterbox, pad_color: tuple[in
 
     Bilinear without anti-aliasing, as Lightweight OpenPose trains and runs; channel order is the caller's.
     """
-    # OpenCV rounds the canvas as `Letterbox.fit` does, but refuses a side that rounds to nothing: that one gets its pixel.
-    canvas = [max(1, round(side * letterbox.scale)) for side in letterbox.src] if min(letterbox.src) * letterbox.scale <= 0.5 else None
+    # Given the scale, OpenCV rounds the canvas as `Letterbox.fit` does, but refuses a side that rounds to nothing.
+    vanishes = min(letterbox.src) * letterbox.scale <= 0.5
+    canvas = [max(1, round(side * letterbox.scale)) for side in letterbox.src] if vanishes else None
     scaled = cv2.resize(image, canvas, fx=letterbox.scale, fy=letterbox.scale, interpolation=cv2.INTER_LINEAR)
     height, width = scaled.shape[:2]
     if (width, height) == letterbox.net:

@@ -4,7 +4,9 @@
 fastest to query: on a million poses one keypoint's trajectory takes 8 ms where one row per keypoint takes 16.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,7 @@ def read_poses(
     video: str | Sequence[str] | None = None,
     frames: tuple[int | None, int | None] | None = None,
     track: int | Sequence[int] | None = None,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     to: str = "arrow",
 ) -> Any:
     """The poses of a job: one row per person per frame.
@@ -104,9 +106,11 @@ def read_poses(
     video:   one video or several, by video_id or by the part of it before the digest (the file's stem).
     frames:  half-open range of frames, either end None for "all".
     track:   one track_id or several.
-    columns: only these.
+    columns: only these, in this order.
     to:      "arrow" (pyarrow.Table), "pandas" or "polars".
     Rows are sorted by video, frame, person; only the row groups and columns asked for are read from disk.
+    What `posejob` wrote about a video (its size, the model, the options) is in the metadata, for pandas in
+    `attrs["posejob"]`, if the rows come from one file.
     Raises ResultsError if there are no such results.
     """
     return _read(out, "poses", video, frames, track, columns, to)
@@ -117,7 +121,7 @@ def read_frames(
     *,
     video: str | Sequence[str] | None = None,
     frames: tuple[int | None, int | None] | None = None,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     to: str = "arrow",
 ) -> Any:
     """The frames of a job: one row per source frame, also those without people. Arguments as for `read_poses`."""
@@ -145,7 +149,7 @@ def _read(
     video: str | Sequence[str] | None,
     frames: tuple[int | None, int | None] | None,
     track: int | Sequence[int] | None,
-    columns: Sequence[str] | None,
+    columns: str | Sequence[str] | None,
     to: str,
 ) -> Any:
     if to not in ("arrow", "pandas", "polars"):
@@ -156,9 +160,19 @@ def _read(
         dataset = ds.dataset(schema.empty_table())
     else:
         dataset = ds.dataset([str(file) for file in files], format="parquet")
-    table = dataset.to_table(columns=None if columns is None else list(columns), filter=_filter(frames, track))
+    names = dataset.schema.names if columns is None else [columns] if isinstance(columns, str) else list(columns)
+    for name in names:
+        if name not in dataset.schema.names:
+            near = " or ".join(get_close_matches(name, dataset.schema.names))
+            raise ResultsError(f"{out}: no column {name!r} in {kind}/" + (f"; is it {near}?" if near else ""))
+    table = dataset.to_table(columns=names, filter=_filter(frames, track))
+    if len(files) > 1:
+        # Arrow took it from the first file; what it says of that video is not true of the others.
+        table = table.replace_schema_metadata()
     if to == "pandas":
-        return table.to_pandas()
+        frame = table.to_pandas()
+        frame.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
+        return frame
     if to == "polars":
         import polars
 
@@ -169,7 +183,9 @@ def _read(
 def _files(out: Path, kind: str, video: str | Sequence[str] | None) -> list[Path]:
     folder = out / kind
     if not folder.is_dir():
-        raise ResultsError(f"{out}: no {kind}/ in it; is it the folder given to `posejob submit --out`, and is the job done?")
+        raise ResultsError(
+            f"{out}: no {kind}/ in it; is it the folder given to `posejob submit --out`, and is the job done?"
+        )
     files = sorted(file for file in folder.iterdir() if file.suffix == ".parquet" and file.name[0] not in "_.")
     if video is None:
         return files
@@ -193,7 +209,8 @@ def _filter(frames: tuple[int | None, int | None] | None, track: int | Sequence[
         if stop is not None:
             terms.append(pc.field("frame") < stop)
     if track is not None:
-        terms.append(pc.field("track_id").isin([track] if isinstance(track, int) else list(track)))
+        # A number out of a pandas column is a NumPy scalar, and a float where other rows have no track.
+        terms.append(pc.field("track_id").isin(pa.array(np.atleast_1d(track), pa.int32())))
     return _all(terms)
 
 

@@ -50,7 +50,9 @@ class Skeleton:
             raise SkeletonError(f"skeleton {self.name}: {k} keypoints but {len(self.sigmas)} sigmas")
         for limb in self.limbs:
             if not (0 <= limb.source < k and 0 <= limb.target < k) or limb.source == limb.target:
-                raise SkeletonError(f"skeleton {self.name}: limb {limb.source}->{limb.target} is not between two keypoints")
+                raise SkeletonError(
+                    f"skeleton {self.name}: limb {limb.source}->{limb.target} is not between two keypoints"
+                )
         parent: dict[int, int] = {}
         for limb in self.tree:
             if limb.target in parent:

@@ -22,6 +22,14 @@ class UnitFailure:
     reason: str
 
 
+class Worker(Protocol):
+    """What an executor drives: `PoseWorker`, or a stand-in that fails on purpose."""
+
+    def setup(self) -> None: ...
+
+    def run(self, unit: WorkUnit) -> UnitReport: ...
+
+
 class Executor(Protocol):
     """Runs work units somewhere."""
 

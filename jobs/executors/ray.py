@@ -6,12 +6,13 @@ behind it is not.
 """
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from jobs.errors import WorkerError
-from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, deadline_s, verdict
+from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, Worker, deadline_s, verdict
 from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
 
 _IN_FLIGHT = 2
@@ -38,13 +39,15 @@ def private_ray(cpus: int) -> Iterator[None]:
     a `jobs.py` of its own: Ray would put the working directory and the script's folder on their path.
     """
     root = str(Path(__file__).resolve().parents[2])
-    with tempfile.TemporaryDirectory(prefix="posejob-") as elsewhere, contextlib.chdir(elsewhere), _environment(root):
+    with tempfile.TemporaryDirectory(prefix="posejob-") as elsewhere, contextlib.chdir(elsewhere), _surroundings(root):
+        # Ray notes the command line, and fails if it names a file whose name is no UTF-8.
+        ray._private.utils.get_entrypoint_name = lambda: "posejob"
         ray.init(
             address="local",
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
         )
         try:
@@ -54,11 +57,13 @@ def private_ray(cpus: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(root: str) -> Iterator[None]:
-    """Variables that Ray's processes inherit from this one, and sys.path, which it hands to them."""
+def _surroundings(root: str) -> Iterator[None]:
+    """What Ray's processes take over from this one: environment variables and sys.path."""
     wanted = {
         "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONSAFEPATH": "1",
+        # The worker's CPUs are the network's; NumPy's small matrix products gain nothing from threads of their own.
+        "OPENBLAS_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
@@ -106,10 +111,10 @@ class _Actor:
 class RayExecutor:
     """Runs units on actors of the Ray this process is connected to."""
 
-    def __init__(self, spec: WorkerSpec, layout: Layout) -> None:
+    def __init__(self, spec: WorkerSpec, layout: Layout, worker: Callable[[WorkerSpec], Worker] = PoseWorker) -> None:
         self._spec = spec
         self._layout = layout
-        self._actor_class = ray.remote(num_cpus=layout.threads, max_restarts=0, max_task_retries=0)(PoseWorker)
+        self._actor_class: Any = ray.remote(num_cpus=layout.threads, max_restarts=0, max_task_retries=0)(worker)
         self._actors: list[_Actor] = []
         self._again: deque[_Order] = deque()
         self._exhausted = False

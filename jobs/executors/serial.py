@@ -1,16 +1,16 @@
 """One worker in this process: for tests, for benchmarks, and to see what Ray costs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from jobs.executors.base import UnitFailure, Verdict, verdict
+from jobs.executors.base import UnitFailure, Verdict, Worker, verdict
 from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
 
 
 class SerialExecutor:
     """Runs units one after the other, in order."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = PoseWorker(spec)
+    def __init__(self, spec: WorkerSpec, worker: Callable[[WorkerSpec], Worker] = PoseWorker) -> None:
+        self._worker = worker(spec)
 
     def run(self, units: Iterable[WorkUnit]) -> Iterator[UnitReport | UnitFailure]:
         self._worker.setup()
