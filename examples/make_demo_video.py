@@ -4,7 +4,7 @@ A camera pans and zooms slowly over three photographs that come with Python pack
 
 - Grace Hopper, computer scientist and naval officer: official portrait, US Navy, 1984, public domain. In matplotlib.
 - Eileen Collins, the first woman to command a Space Shuttle: official portrait, NASA, public domain. In scikit-image.
-- A photographer at MIT, by Lav Varshney, CC0. In scikit-image.
+- A photographer at work: by Lav Varshney, CC0. In scikit-image.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def frames() -> Iterator[np.ndarray]:
             yield first.towards(last, time * time * (3 - 2 * time)).picture(photograph)
 
 
-def write_video(path: Path) -> None:
+def make_video(path: Path) -> None:
     """Encode as H.264, in a form that any player and browser takes."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "20"})
@@ -78,4 +78,4 @@ def write_video(path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make a short video of real people, with nothing to download.")
     parser.add_argument("out", type=Path, help="the video to write, for example demo.mp4")
-    write_video(parser.parse_args().out)
+    make_video(parser.parse_args().out)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import __version__
+from jobs.discover import shown
 from jobs.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNUSABLE, SinkError
 from jobs.spec import Moment, RunSpec, Selection, parse_moment
 from posecore.errors import PosejobError
@@ -34,7 +35,9 @@ models_app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+# A flag --some-flag is also read from POSEJOB_SOME_FLAG, the same for every command that has it.
+_FLAT = {"auto_envvar_prefix": "POSEJOB"}
+Json = Annotated[bool, typer.Option("--json", envvar="POSEJOB_JSON", help="Print one JSON object to stdout.")]
 Out = Annotated[Path, typer.Argument(help="A job's output folder.")]
 
 
@@ -47,13 +50,21 @@ def _version(value: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            # POSEJOB_VERSION=1.2.3 is what a Dockerfile pins the installation with.
+            allow_from_autoenv=False,
+            help="Print the version.",
+        ),
     ] = False,
 ) -> None:
     pass
 
 
-@app.command()
+@app.command(context_settings=_FLAT)
 def submit(
     inputs: Annotated[
         list[str], typer.Argument(metavar="VIDEO...", help="Videos, folders, globs, pictures.", show_default=False)
@@ -67,7 +78,9 @@ def submit(
         int | None, typer.Option(help="Network input height in pixels; default: the model's.", show_default=False)
     ] = None,
     every: Annotated[int, typer.Option(help="Look at every N-th frame only.")] = 1,
-    from_: Annotated[str | None, typer.Option("--from", help="Start here: a frame, 12.5s or 00:01:23.5.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", envvar="POSEJOB_FROM", help="Start here: a frame, 12.5s or 00:01:23.5.")
+    ] = None,
     to: Annotated[str | None, typer.Option("--to", help="Stop before this.")] = None,
     max_people: Annotated[int | None, typer.Option(help="Keep the N best people of a frame.")] = None,
     min_score: Annotated[float, typer.Option(help="Keep people with at least this pose score.")] = 0.0,
@@ -190,7 +203,7 @@ def verify(out: Out, as_json: Json = False) -> None:
         elif problems:
             print("\n".join(problems))
         else:
-            print(f"{out}: whole")
+            print(f"{shown(out)}: whole")
         raise typer.Exit(EXIT_SOME_FAILED if problems else 0)
 
 

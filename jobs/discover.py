@@ -93,7 +93,7 @@ def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
     videos: set[Path] = set()
     images: dict[Path, set[str]] = {}
     problems: list[tuple[str, str]] = []
-    excluded = exclude.absolute()
+    excluded = Path(os.path.abspath(exclude))
 
     def take(path: Path, named: bool) -> bool:
         # Not resolved: a link is known by the name the user gave it.
@@ -119,10 +119,10 @@ def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
 
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(text):
             if not take_folder(path):
                 problems.append((shown(text), "no videos or pictures in this folder"))
-        elif path.exists() or path.is_symlink():
+        elif os.path.lexists(text):
             take(path, named=True)
         elif glob.has_magic(text):
             matches = [Path(match) for match in glob.glob(text, recursive=True)]

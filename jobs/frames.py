@@ -232,6 +232,8 @@ def _index_packets(container: InputContainer, stream: VideoStream, path: Path) -
 
     rotation = first.rotation % 360
     size = (first.width, first.height) if rotation % 180 == 0 else (first.height, first.width)
+    if not _has_presentation_times(container, stream):
+        pts = [None] * len(pts)
     known = [p for p in pts if p is not None]
     ordered = len(set(known)) == len(pts)
     time_base, fps = stream.time_base or Fraction(1, 1000), stream.average_rate
@@ -253,6 +255,13 @@ def _index_packets(container: InputContainer, stream: VideoStream, path: Path) -
         codec=codec,
         fingerprint=digest.hexdigest(),
     )
+
+
+def _has_presentation_times(container: InputContainer, stream: VideoStream) -> bool:
+    """AVI has decoding times only. For H.264 and HEVC with B-frames FFmpeg passes those off as presentation times, and
+    sorting by them would shuffle the frames. To be asked after the first frame was decoded, when B-frames are known."""
+    codec = stream.codec_context
+    return container.format.name != "avi" or codec.name not in ("h264", "hevc") or not codec.has_b_frames
 
 
 def _first_frame(packet: Any) -> VideoFrame | None:
@@ -386,10 +395,11 @@ def _read_all(wanted: FrameRange) -> Iterator[Frame]:
         stream = _video_stream(container, wanted.source.path)
         for number, frame in enumerate(_decode_from(container, stream, None, damage)):
             status, detail = damage.judge(frame)
-            last = reckon_pts([*last, frame.pts], ticks)[-1:]
+            stamp = frame.pts if _has_presentation_times(container, stream) else None
+            last = reckon_pts([*last, stamp], ticks)[-1:]
             asked = number >= len(wanted.wanted) or bool(wanted.wanted[number])
             image = _upright(frame, wanted.rotation) if asked else None
-            if asked and last[0] != frame.pts:
+            if asked and last[0] != stamp:
                 detail = detail or "no usable time stamp; reckoned from the frame rate"
             yield Frame(
                 number,

@@ -7,6 +7,7 @@ is not there or is whole.
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -44,31 +45,55 @@ class Ledger:
             ) from error
 
     def clear(self) -> None:
-        """Remove a job's files, and nothing else, so that a new one can start."""
-        for name in (SUCCESS, MANIFEST, PLAN):
-            (self.out / name).unlink(missing_ok=True)
-        for name in (*_PUBLISHED, *_WORKING):
-            shutil.rmtree(self.out / name, ignore_errors=True)
+        """Remove a job's files, and nothing else, so that a new one can start. Raises OutputError.
+
+        The plan, which says whose they are, goes last.
+        """
+        try:
+            for name in (SUCCESS, MANIFEST):
+                (self.out / name).unlink(missing_ok=True)
+            for name in (*_PUBLISHED, *_WORKING):
+                shutil.rmtree(self.out / name, ignore_errors=True)
+            (self.out / PLAN).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(str(self.out), f"cannot be cleared ({error})") from error
 
     def foreign(self) -> bool:
-        """Whether the folder holds something of somebody else's and no job."""
+        """Whether the folder holds something of somebody else's and no job. Raises OutputError.
+
+        A run that was stopped before there was a plan leaves folders with nothing in them.
+        """
         try:
             entries = set(os.listdir(self.out))
+            if PLAN in entries:
+                return False
+            return not entries <= _OURS or any(any((self.out / name).iterdir()) for name in entries & {*_PUBLISHED})
         except FileNotFoundError:
             return False
-        return PLAN not in entries and not entries <= _OURS
+        except NotADirectoryError as error:
+            raise OutputError(str(self.out), "is a file, not a folder") from error
+        except OSError as error:
+            raise OutputError(str(self.out), f"cannot be read ({error})") from error
 
     # --- what is there ---
 
     def read(self, name: str) -> str | None:
-        """Text of a published file, None if it is not there."""
+        """Text of a published file, None if it is not there. Raises OutputError."""
+        data = self.read_bytes(name)
         try:
-            return (self.out / name).read_text(encoding="utf-8")
+            return None if data is None else data.decode()
+        except UnicodeDecodeError as error:
+            raise OutputError(str(self.out), f"cannot read {name} ({error})") from error
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Content of a published file, None if it is not there. Raises OutputError."""
+        try:
+            return (self.out / name).read_bytes()
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
             raise OutputError(str(self.out), "is a file, not a folder") from error
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise OutputError(str(self.out), f"cannot read {name} ({error})") from error
 
     def path(self, name: str) -> Path:
@@ -87,7 +112,7 @@ class Ledger:
 
     def publish_bytes(self, name: str, data: bytes) -> bool:
         """Publish `data` as `name`; False if the name was taken. Raises SinkError if storing fails."""
-        with self._temporary(Path(name).name) as tmp:
+        with _storing(self.out / name), self._temporary(Path(name).name) as tmp:
             tmp.write_bytes(data)
             return self._publish(tmp, name)
 
@@ -102,7 +127,7 @@ class Ledger:
         A name that is taken must hold the same bytes, left by a run that was stopped after publishing it: SinkError if
         not.
         """
-        with self._temporary(Path(name).name) as tmp:
+        with _storing(self.out / name), self._temporary(Path(name).name) as tmp:
             yield tmp
             if not self._publish(tmp, name) and sha256(tmp) != sha256(self.out / name):
                 raise SinkError(
@@ -131,8 +156,6 @@ class Ledger:
             _flush(target.parent)
         except FileExistsError:
             return False
-        except OSError as error:
-            raise SinkError(f"{target}: cannot be stored ({(error.strerror or str(error)).lower()})") from error
         return True
 
 
@@ -141,10 +164,24 @@ def chunk_name(key: str) -> str:
     return f"_chunks/{key}{_CHUNK_SUFFIX}"
 
 
+def seal(manifest: bytes) -> bytes:
+    """Content of `_SUCCESS` over the bytes of a manifest."""
+    return (json.dumps({"manifest_sha256": hashlib.sha256(manifest).hexdigest()}) + "\n").encode()
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _storing(target: Path) -> Iterator[None]:
+    """A full disk strikes while writing as well as while publishing; either is a SinkError."""
+    try:
+        yield
+    except OSError as error:
+        raise SinkError(f"{target}: cannot be stored ({(error.strerror or str(error)).lower()})") from error
 
 
 def _flush(path: Path) -> None:

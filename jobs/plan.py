@@ -136,7 +136,7 @@ def plan_ranges(index: FrameIndex, wanted: np.ndarray, chunk_frames: int) -> lis
     ranges = []
     while stop - first > chunk_frames * 3 // 2:
         due = first + chunk_frames
-        near = entries[(entries > first + chunk_frames // 2) & (entries < first + chunk_frames * 3 // 2)]
+        near = entries[2 * np.abs(entries - due) < chunk_frames]
         cut = int(near[np.argmin(np.abs(near - due))]) if len(near) else due
         ranges.append((first, cut))
         first = cut
@@ -167,7 +167,10 @@ def check_same_job(old_text: str, new: Plan, out: str) -> None:
     """Raise OutputError saying what differs if plan.json in the output folder belongs to another job."""
     try:
         old = json.loads(old_text)
-        differences = list(_differences(old, json.loads(new.to_json())))
+        current = json.loads(new.to_json())
+        differences = list(_differences(old, current))
+        if not differences and old["videos"] != current["videos"]:
+            raise ValueError("chunks that nobody planned")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
             out, "its plan.json is damaged; use another folder, or --overwrite to start afresh"
@@ -195,16 +198,23 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterable[str]:
         )
     for name, value in new["options"].items():
         if old["options"].get(name) != value:
-            yield f"{name} was {old['options'].get(name)}, is {value}"
+            was, now = ("not given" if v is None else v for v in (old["options"].get(name), value))
+            yield f"--{name.replace('_', '-')} was {was}, is {now}"
     before = {video["video_id"]: video for video in old["videos"]}
     after = {video["video_id"]: video for video in new["videos"]}
-    for video_id in before.keys() - after.keys():
-        yield f"{before[video_id]['uri']} is no longer among the inputs"
+    for video_id, video in before.items():
+        if video_id not in after:
+            yield f"{video['uri']} is no longer among the inputs"
     for video_id, video in after.items():
         if video_id not in before:
             yield f"{video['uri']} is new among the inputs"
-        elif before[video_id] != video:
+        elif _content(before[video_id]) != _content(video):
             yield f"{video['uri']} has changed"
+
+
+def _content(video: dict[str, Any]) -> dict[str, Any]:
+    """What the plan says of a video itself; the rest follows from it and the options."""
+    return {name: value for name, value in video.items() if name not in ("selected", "chunks")}
 
 
 def _chunk_key(source: Source, index: FrameIndex, network: Network, options: Options, frames: tuple[int, int]) -> str:

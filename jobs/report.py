@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from jobs.discover import shown
 from jobs.events import Event, Note, Observer, Planned, UnitDone, VideoDone
 from jobs.executors.base import UnitFailure
 from jobs.finalise import VIDEO_OK, VideoReport
@@ -149,7 +150,7 @@ def summary_text(report: JobReport) -> str:
     else:
         rate = f", {report.n_inferred / report.seconds:.1f} frames/s with start-up" if report.n_inferred else ""
         lines.append(f"{report.n_inferred:,} frames inferred in {duration(report.seconds)}{rate}")
-    lines.append(f"results in {report.out}")
+    lines.append(f"results in {shown(report.out)}")
     lines.append(f"""python -c "import posecore; print(posecore.read_poses({report.out!r}, to='pandas'))\"""")
     return "\n".join(lines)
 

@@ -1,12 +1,11 @@
 """A job from the first look at the inputs to `_SUCCESS`."""
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +24,7 @@ from jobs.finalise import (
     finalise_video,
 )
 from jobs.frames import FrameIndex, probe
-from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, sha256
+from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, seal, sha256
 from jobs.plan import Chunk, Plan, VideoPlan, check_same_job, frame_range, make_plan, planned_chunk_frames
 from jobs.spec import Options, RunSpec
 from jobs.worker import WorkerSpec, WorkUnit
@@ -112,7 +111,7 @@ def run_job(spec: RunSpec, start: StartExecutor, observe: Observer) -> JobReport
     for text, problem in job.problems:
         observe(Note(f"not used: {text}: {problem}"))
     ledger = Ledger(spec.out.absolute())
-    _open_folder(ledger, job.plan, spec.overwrite)
+    job = replace(job, plan=_open_folder(ledger, job.plan, spec.overwrite))
     if done := read_report(ledger):
         ledger.clean()
         observe(Planned(job.plan, job.plan.n_selected))
@@ -171,15 +170,19 @@ def _probe_all(sources: Iterable[Source]) -> Iterator[tuple[Source, FrameIndex |
         yield from pool.map(attempt, sources)
 
 
-def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool) -> None:
-    """Make the output folder this job's own, or see that it already is."""
+def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool) -> Plan:
+    """Make the output folder this job's own, or see that it already is. Returns the plan as the folder has it."""
     if ledger.foreign():
         raise OutputError(str(ledger.out), "is not empty and holds no posejob job; choose another folder")
     if overwrite:
         ledger.clear()
     ledger.prepare()
     if not ledger.publish_bytes(PLAN, plan.to_json().encode()):
-        check_same_job(ledger.read(PLAN) or "", plan, str(ledger.out))
+        text = ledger.read(PLAN) or ""
+        check_same_job(text, plan, str(ledger.out))
+        # The same network may go by another path today. What is published already holds the first name.
+        return replace(plan, model=json.loads(text)["model"]["name"])
+    return plan
 
 
 _Missing = tuple[VideoPlan, WorkUnit, int]
@@ -282,6 +285,4 @@ class _Run:
         if not self.ledger.publish_bytes(MANIFEST, text):
             # An earlier run was stopped between the manifest and the seal; its manifest holds, the files are the same.
             text = self.ledger.path(MANIFEST).read_bytes()
-        self.ledger.publish_bytes(
-            SUCCESS, (json.dumps({"manifest_sha256": hashlib.sha256(text).hexdigest()}) + "\n").encode()
-        )
+        self.ledger.publish_bytes(SUCCESS, seal(text))

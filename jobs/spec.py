@@ -50,7 +50,7 @@ class Selection:
         if self.start is not None:
             chosen &= ~_before(frame, time_s, self.start)
         if self.stop is not None:
-            chosen &= _before(frame, time_s, self.stop)
+            chosen &= _before(frame, time_s, self.stop) | (np.isnan(time_s) & (self.stop.frame is None))
         return chosen
 
 

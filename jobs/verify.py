@@ -1,13 +1,12 @@
 """Is an output folder whole? And how far is a job that is not done?"""
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import OutputError, SinkError
-from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, sha256
+from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, seal, sha256
 from jobs.sink import count_rows
 
 
@@ -17,20 +16,17 @@ def verify(ledger: Ledger) -> list[str]:
     `_SUCCESS` seals the manifest, the manifest seals every file by size and SHA-256, Parquet pages carry checksums of
     their own, and the rows must be those of the plan. Raises OutputError if the folder holds no finished job.
     """
-    seal, text = ledger.read(SUCCESS), _bytes(ledger, MANIFEST)
-    if seal is None:
+    found, text = ledger.read_bytes(SUCCESS), ledger.read_bytes(MANIFEST)
+    if found is None:
         done = (
             "its job is not done; run the same `posejob submit` again" if ledger.read(PLAN) else "no posejob job in it"
         )
         raise OutputError(str(ledger.out), done)
     if text is None:
         return [f"{MANIFEST}: missing"]
-    try:
-        if json.loads(seal)["manifest_sha256"] != hashlib.sha256(text).hexdigest():
-            return [f"{MANIFEST} or {SUCCESS}: changed since the job was done"]
-        manifest = json.loads(text)
-    except (ValueError, KeyError, TypeError):
-        return [f"{SUCCESS}: damaged"]
+    if found != seal(text):
+        return [f"{MANIFEST} or {SUCCESS}: changed since the job was done"]
+    manifest = json.loads(text)
     problems = [problem for file in manifest["files"] if (problem := _check_file(ledger, file))]
     if not problems:
         problems += _check_plan(manifest, json.loads(ledger.read(PLAN) or ""))
@@ -39,13 +35,6 @@ def verify(ledger: Ledger) -> list[str]:
         present = {f"{folder}/{path.name}" for path in ledger.path(folder).glob("*.parquet")}
         problems += [f"{name}: not part of this job" for name in sorted(present - listed)]
     return problems
-
-
-def _bytes(ledger: Ledger, name: str) -> bytes | None:
-    try:
-        return ledger.path(name).read_bytes()
-    except FileNotFoundError:
-        return None
 
 
 def _check_file(ledger: Ledger, file: dict[str, Any]) -> str | None:
@@ -117,6 +106,6 @@ def progress(ledger: Ledger) -> Progress:
             for video in plan["videos"]
         )
         statuses = Counter(video["status"] for video in manifest.get("videos", []))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(str(ledger.out), "its plan.json or manifest.json is damaged") from error
     return Progress(done, videos, dict(statuses))

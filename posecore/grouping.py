@@ -42,7 +42,8 @@ def group_people(peaks: Peaks, limbs: Limbs, skeleton: Skeleton, params: GroupPa
 
     The skeleton's limbs form a forest and each is matched one to one, so every peak hangs from at most one other and
     a connected component holds at most one peak of each keypoint: a person is a component, whatever the order of the
-    limbs. Redundant limbs come last, and only lend a person the keypoint it lacks.
+    limbs. Redundant limbs come last, and only lend a person the keypoint it lacks: a lent keypoint may belong to two
+    people, and counts neither for `min_keypoints` nor for the score, as in the reference decoder.
     """
     redundant = np.array([limb.redundant for limb in skeleton.limbs])[limbs.limb]
     tree = ~redundant

@@ -61,10 +61,8 @@ def score_limbs(peaks: Peaks, fields: Fields, skeleton: Skeleton, params: LimbPa
     length = np.sqrt((way**2).sum(axis=1))
     direction = way / np.maximum(length, np.float32(1e-6))[:, None]
 
-    steps = np.linspace(0, 1, params.n_samples, dtype=np.float32)
-    xy_cell = start[:, None] + way[:, None] * steps[:, None]
-    paf = _sample_pafs(fields, skeleton, limb, xy_cell)
-    alignment = paf[..., 0] * direction[:, :1] + paf[..., 1] * direction[:, 1:]
+    paf = _sample_pafs(fields, skeleton, limb, start, end, params.n_samples)
+    alignment = np.einsum("msc,mc->ms", paf, direction)
 
     hit = alignment > params.min_alignment
     hits = hit.sum(axis=1)
@@ -118,29 +116,29 @@ def _candidates(peaks: Peaks, skeleton: Skeleton) -> tuple[np.ndarray, np.ndarra
     return limb, first[source_kp][limb] + nth_source, first[target_kp][limb] + nth_target
 
 
-def _sample_pafs(fields: Fields, skeleton: Skeleton, limb: np.ndarray, xy_cell: np.ndarray) -> np.ndarray:
-    """PAF of `limb` (M,) at `xy_cell` (M, S, 2), bilinear, edge values beyond the border. Returns (M, S, 2) float32.
+def _sample_pafs(
+    fields: Fields, skeleton: Skeleton, limb: np.ndarray, start: np.ndarray, end: np.ndarray, n_samples: int
+) -> np.ndarray:
+    """PAF of `limb` (M,) at points evenly spread from `start` to `end`, (M, 2) in cells. Returns (M, S, 2) float32.
 
-    One call of OpenCV's remap over the fields of all limbs, stacked on top of each other: 8 times faster than
-    gathering the four corners in NumPy, at the price of positions rounded to 1/32 cell. Remap takes at most 32767
-    columns or rows, hence the folding into rows of 1024.
+    Bilinear; beyond the border as at the border. One call of OpenCV's remap over the fields of all limbs, stacked on
+    top of each other: 8 times faster than gathering the four corners in NumPy, at the price of positions rounded to
+    1/32 cell. Remap takes at most 32767 columns or rows, hence the folding into rows of 1024.
     """
     if not len(limb):
-        return np.empty((*xy_cell.shape[:2], 2), np.float32)
+        return np.empty((0, n_samples, 2), np.float32)
     _, height, width = fields.pafs.shape
     stacked = fields.pafs[skeleton.paf_channels].transpose(0, 2, 3, 1).reshape(-1, width, 2)
-    n = xy_cell.shape[0] * xy_cell.shape[1]
-    columns = 1024
-    rows = -(-n // columns)
-    where = np.zeros((rows * columns, 2), np.float32)
     # Remap counts from the first cell's centre; clipping keeps a limb from reading its neighbour in the stack.
-    where[:n, 0] = np.clip(xy_cell[..., 0] - 0.5, 0, width - 1).ravel()
-    where[:n, 1] = (np.clip(xy_cell[..., 1] - 0.5, 0, height - 1) + (limb * height)[:, None]).ravel()
-    sampled = cv2.remap(  # type: ignore[call-overload]  # OpenCV's stubs do not know that one map may hold both
-        np.ascontiguousarray(stacked),
-        where.reshape(rows, columns, 2),
-        None,
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    return sampled.reshape(-1, 2)[:n].reshape(*xy_cell.shape)
+    last = np.array([width - 1, height - 1], np.float32)
+    first = np.clip(start - np.float32(0.5), 0, last)
+    way = np.clip(end - np.float32(0.5), 0, last) - first
+    steps = np.linspace(0, 1, n_samples, dtype=np.float32)
+    n, columns = len(limb) * n_samples, 1024
+    where = np.zeros((2, -(-n // columns) * columns), np.float32)
+    above = (limb * height).astype(np.float32)
+    where[0, :n] = (first[:, :1] + way[:, :1] * steps).ravel()
+    where[1, :n] = ((first[:, 1] + above)[:, None] + way[:, 1:] * steps).ravel()
+    x, y = where.reshape(2, -1, columns)
+    sampled = cv2.remap(np.ascontiguousarray(stacked), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return sampled.reshape(-1, 2)[:n].reshape(-1, n_samples, 2)

@@ -51,31 +51,27 @@ def find_peaks(fields: Fields, params: PeakParams) -> Peaks:
     `radius_cell` to a higher one of the same keypoint are dropped.
     """
     _, height, width = fields.heatmaps.shape
-    padded = np.pad(fields.heatmaps, ((0, 0), (2, 2), (2, 2)), mode="edge")
+    padded = np.pad(fields.heatmaps.astype(np.float64), ((0, 0), (2, 2), (2, 2)), mode="edge")
     # The surface overshoots its cells by less than a factor of two.
     keypoint, y, x = np.nonzero(fields.heatmaps > params.threshold / 2)
     corner = (keypoint * padded.shape[1] + y) * padded.shape[2] + x
     patch = (np.arange(5)[:, None] * padded.shape[2] + np.arange(5)).ravel()
     # Summed in float64 and then rounded: patches share points, and where two points tie, an ulp between two patches'
     # sums would let each call the other one higher, and the peak be lost.
-    surface = (padded.ravel()[corner[:, None] + patch] @ _SURFACE).astype(np.float32)
-    surface = surface.reshape(-1, _PER_CELL + 2, _PER_CELL + 2)
-    for edge, at in (
-        (y == 0, np.s_[0, :]),
-        (y == height - 1, np.s_[-1, :]),
-        (x == 0, np.s_[:, 0]),
-        (x == width - 1, np.s_[:, -1]),
-    ):
-        surface[np.flatnonzero(edge), *at] = -np.inf
+    cells = padded.ravel().take(patch[:, None] + corner)
+    rows = (_BICUBIC @ cells.reshape(5, -1)).reshape(len(_BICUBIC), 5, -1)
+    surface = (_BICUBIC @ rows).astype(np.float32)
+    surface[0, :, y == 0] = surface[-1, :, y == height - 1] = -np.inf
+    surface[:, 0, x == 0] = surface[:, -1, x == width - 1] = -np.inf
 
-    inner = surface[:, 1:-1, 1:-1]
-    top = (inner > params.threshold) & (inner > surface[:, 1:-1, :-2]) & (inner > surface[:, :-2, 1:-1])
-    top &= (inner >= surface[:, 1:-1, 2:]) & (inner >= surface[:, 2:, 1:-1])
-    cell, row, column = np.nonzero(top)
+    inner = surface[1:-1, 1:-1]
+    top = (inner > params.threshold) & (inner > surface[1:-1, :-2]) & (inner > surface[:-2, 1:-1])
+    top &= (inner >= surface[1:-1, 2:]) & (inner >= surface[2:, 1:-1])
+    row, column, cell = np.nonzero(top)
     row, column = row + 1, column + 1
-    score = surface[cell, row, column]
-    dx = _vertex(surface[cell, row, column - 1], score, surface[cell, row, column + 1])
-    dy = _vertex(surface[cell, row - 1, column], score, surface[cell, row + 1, column])
+    score = surface[row, column, cell]
+    dx = _vertex(surface[row, column - 1, cell], score, surface[row, column + 1, cell])
+    dy = _vertex(surface[row - 1, column, cell], score, surface[row + 1, column, cell])
     # Point 1 lies half a step inside the cell's edge.
     xy_cell = np.stack([x[cell] + (column - 0.5 + dx) / _PER_CELL, y[cell] + (row - 0.5 + dy) / _PER_CELL], axis=1)
 
@@ -86,19 +82,17 @@ def find_peaks(fields: Fields, params: PeakParams) -> Peaks:
     return Peaks(keypoint[keep], xy_cell[keep], score[keep])
 
 
-def _surface_weights() -> np.ndarray:
-    """(25, 36) float64: from the 5x5 cells around a cell to the bicubic surface (a = -0.75, OpenCV's) at the cell's
-    4x4 points and the ring of points around them."""
-    steps = (np.arange(_PER_CELL + 2) - (_PER_CELL + 1) / 2) / _PER_CELL
-    t = np.abs(steps[:, None] - np.arange(-2, 3))
+def _bicubic_weights() -> np.ndarray:
+    """(6, 5) float64: from five cells in a row to the surface at the middle one's four points and the two next to them,
+    by cubic convolution with a = -0.75, as OpenCV's."""
+    points = (np.arange(_PER_CELL + 2) - (_PER_CELL + 1) / 2) / _PER_CELL
+    t = np.abs(points[:, None] - np.arange(-2, 3))
     a = -0.75
-    weights = np.where(
-        t <= 1, (a + 2) * t**3 - (a + 3) * t**2 + 1, np.where(t < 2, a * (t**3 - 5 * t**2 + 8 * t - 4), 0)
-    )
-    return np.einsum("ai,bj->ijab", weights, weights).reshape(25, -1)
+    near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+    return np.where(t <= 1, near, np.where(t < 2, far, 0))
 
 
-_SURFACE = _surface_weights()
+_BICUBIC = _bicubic_weights()
 
 
 def snap(xy_cell: np.ndarray) -> np.ndarray:
@@ -126,12 +120,17 @@ def _suppress(keypoint: np.ndarray, xy_cell: np.ndarray, radius: float) -> np.nd
     A peak stays unless a kept peak before it is near. That recursion is solved by iterating it from "all stay" until
     nothing changes; each round settles at least one more peak, and two rounds are the rule.
     """
-    apart = ((xy_cell[:, None] - xy_cell[None]) ** 2).sum(axis=2)
-    near = (apart < radius**2) & (keypoint[:, None] == keypoint[None])
-    near = np.tril(near, -1)
-    keep = np.ones(len(keypoint), dtype=bool)
+    if not len(keypoint):
+        return np.ones(0, dtype=bool)
+    # One row per keypoint, its peaks side by side: peaks of different keypoints need not be compared.
+    count = np.bincount(keypoint)
+    place = keypoint, np.arange(len(keypoint)) - (np.cumsum(count) - count)[keypoint]
+    row = np.full((len(count), count.max(), 2), np.nan, np.float32)
+    row[place] = xy_cell
+    near = np.tril(((row[:, :, None] - row[:, None]) ** 2).sum(axis=3) < radius**2, -1)
+    keep = np.ones(row.shape[:2], dtype=bool)
     while True:
-        settled = ~(near & keep).any(axis=1)
+        settled = ~(near & keep[:, None]).any(axis=2)
         if (settled == keep).all():
-            return keep
+            return keep[place]
         keep = settled

@@ -40,8 +40,7 @@ def private_ray(cpus: int) -> Iterator[None]:
     """
     root = str(Path(__file__).resolve().parents[2])
     with tempfile.TemporaryDirectory(prefix="posejob-") as elsewhere, contextlib.chdir(elsewhere), _surroundings(root):
-        # Ray notes the command line, and fails if it names a file whose name is no UTF-8.
-        ray._private.utils.get_entrypoint_name = lambda: "posejob"
+        _tame_ray()
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -54,6 +53,13 @@ def private_ray(cpus: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _tame_ray() -> None:
+    """Two things that Ray has no switch for: it notes the command line, and fails if that names a file whose name is no
+    UTF-8; and it prints to stdout, which is ours, when a worker dies."""
+    ray._private.utils.get_entrypoint_name = lambda: "posejob"
+    ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
 @contextlib.contextmanager

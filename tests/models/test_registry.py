@@ -137,9 +137,11 @@ def test_a_known_network_says_what_it_is(mirror: Path, tiny: Manifest):
     assert network.digest == tiny.digest(network.files)
 
 
-def test_an_unknown_network_is_answered_with_the_known_ones():
-    with pytest.raises(ModelNotFound, match=r"model huge not found; .*known: tiny; .* path ending in \.xml or \.onnx"):
-        find_network("huge")
+@pytest.mark.parametrize("name", ["huge", "tin", ""])
+def test_an_unknown_network_is_answered_with_the_known_ones(name: str):
+    message = rf"model {name} not found; .*known: tiny; .* path ending in \.xml or \.onnx"
+    with pytest.raises(ModelNotFound, match=message):
+        find_network(name)
 
 
 def test_an_unknown_variant_is_answered_with_the_known_ones():
@@ -268,9 +270,9 @@ def test_a_failed_download_leaves_nothing_and_can_be_repeated(
     assert files_in(cache) == PUBLISHED
 
 
-def test_a_failed_download_says_how_to_do_without(origin: Origin, tmp_path: Path):
+def test_a_failed_download_says_how_to_do_without(origin: Origin):
     origin.answers["tiny.xml"] = b""
-    remedy = "check the network, or put tiny.xml, tiny.bin in <folder>/tiny/FP32/ and set POSEJOB_MODEL_DIR=<folder>"
+    remedy = "check the network, or put tiny.xml and tiny.bin in <folder>/tiny/FP32/ and set POSEJOB_MODEL_DIR=<folder>"
     with pytest.raises(ModelNotFound, match=re.escape(remedy)):
         find_network("tiny")
 

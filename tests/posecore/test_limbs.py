@@ -110,6 +110,14 @@ def test_limbs_are_sorted_by_falling_score_then_limb_source_target():
     assert found == [(0, 0, 2), (0, 1, 3), (1, 2, 4), (0, 0, 3), (0, 1, 2), (1, 3, 4)]
 
 
+def test_many_ties_keep_their_order():
+    row = [(0, 1 + column, 5, 1) for column in range(6)] + [(1, 9 + column, 5, 1) for column in range(6)]
+    limbs = score_limbs(make_peaks(*row), fields_of(1.0, 0.0), PAIR, LimbParams())
+    assert set(limbs.score) == {1.0}
+    assert limbs.source.tolist() == np.repeat(np.arange(6), 6).tolist()
+    assert limbs.target.tolist() == np.tile(np.arange(6, 12), 6).tolist()
+
+
 @pytest.mark.parametrize(("source", "target"), [(0, 80), (41, 122), (63, 143), (79, 159)])
 def test_a_limb_scores_in_a_crowd_what_it_scores_alone(source: int, target: int):
     # 6400 candidates of 10 samples each, twice what OpenCV takes in one row.

@@ -1,0 +1,271 @@
+import os
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from jobs.discover import Source
+from jobs.errors import VideoOpenError
+from jobs.frames import DECODE_ERROR, OK, SKIPPED, SUSPECT, Frame, FrameIndex, probe, read_frames, reckon_pts
+from jobs.plan import Chunk as PlanChunk
+from jobs.plan import VideoPlan, frame_range, plan_ranges
+from jobs.spec import Selection
+from tests.fixtures.media import N_FRAMES, ORDERED, UNORDERED, Clip, blotches, checksum, decode_all, write_clip
+from tests.fixtures.stick_figures import write_video
+
+EVERY_FRAME = Selection()
+
+
+def read_in_chunks(
+    source: Source, index: FrameIndex, chunk_frames: int, selection: Selection = EVERY_FRAME
+) -> list[Frame]:
+    """All frames of a source, read as `posejob submit` would, chunk by chunk; each chunk sorted by frame."""
+    wanted = np.ones(len(index), dtype=bool)
+    frames: list[Frame] = []
+    for first, stop in plan_ranges(index, wanted, chunk_frames):
+        chunk = PlanChunk("key", first, stop)
+        video = VideoPlan(source, index, (chunk,), len(index))
+        frames += sorted(read_frames(frame_range(video, chunk, selection)), key=lambda frame: frame.number)
+    return frames
+
+
+def as_decoded(frames: list[Frame], rotation: int = 0) -> list[tuple[int, int]]:
+    images = [frame.image for frame in frames if frame.image is not None]
+    pictures = [np.rot90(image, -rotation // 90) for image in images]
+    return [(f.pts, checksum(p)) for f, p in zip((f for f in frames if f.image is not None), pictures, strict=True)]
+
+
+@pytest.fixture(scope="module", params=list(ORDERED))
+def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips"), request.param, ORDERED[request.param])
+
+
+class TestEveryCodec:
+    def test_the_index_is_what_decoding_gives(self, clip: Path):
+        index = probe(Source(clip))
+        assert index.ordered
+        assert index.pts.tolist() == [pts for pts, _ in decode_all(clip)]
+        assert len(index) == N_FRAMES
+
+    @pytest.mark.parametrize("chunk_frames", [5, 17, 1000])
+    def test_reading_in_chunks_is_decoding_from_the_start(self, clip: Path, chunk_frames: int):
+        source = Source(clip)
+        frames = read_in_chunks(source, probe(source), chunk_frames)
+        assert [frame.number for frame in frames] == list(range(N_FRAMES))
+        assert {frame.status for frame in frames} == {OK}
+        assert as_decoded(frames) == decode_all(clip)
+
+
+@pytest.mark.parametrize("name", UNORDERED)
+def test_frames_without_time_stamps_are_counted(tmp_path: Path, name: str):
+    path = write_clip(tmp_path, name, UNORDERED[name])
+    source = Source(path)
+    index = probe(source)
+    frames = read_in_chunks(source, index, 5)
+    assert not index.ordered
+    assert [frame.number for frame in frames] == list(range(N_FRAMES))
+    assert [picture for _, picture in as_decoded(frames)] == [picture for _, picture in decode_all(path)]
+    assert (np.diff([frame.pts for frame in frames]) > 0).all()
+
+
+def test_reckoned_time_stamps_rise_and_keep_what_is_usable():
+    assert reckon_pts([None, 10, 10, None, 5, 40], ticks=3) == [0, 10, 13, 16, 19, 40]
+
+
+def test_times_are_true_presentation_times(tmp_path: Path):
+    index = probe(Source(write_clip(tmp_path, "vfr", ORDERED["variable-rate"])))
+    pts = ORDERED["variable-rate"].pts
+    assert pts is not None
+    assert index.time_s.tolist() == pytest.approx([(p - pts[0]) / 1000 for p in pts], abs=1e-12)
+
+
+def test_unwanted_frames_are_skipped_without_pixels(tmp_path: Path):
+    source = Source(write_clip(tmp_path, "clip", ORDERED["h264-bframes"]))
+    frames = read_in_chunks(source, probe(source), 20, Selection(every=3))
+    assert [frame.number for frame in frames if frame.status == OK] == list(range(0, N_FRAMES, 3))
+    assert {frame.status for frame in frames if frame.image is None} == {SKIPPED}
+
+
+@pytest.mark.parametrize(("degrees", "corner"), [(90, (0, -1)), (180, (-1, -1)), (270, (-1, 0))])
+def test_rotated_videos_are_read_upright(tmp_path: Path, degrees: int, corner: tuple[int, int]):
+    """The stored picture's corner at the top left is white; turned clockwise it stands at `corner`."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32] = 255
+    write_video(stored := tmp_path / "stored.mp4", [picture] * 3)
+    path = rotate(stored, tmp_path / "rotated.mp4", degrees)
+    source = Source(path)
+    index = probe(source)
+    (image, *_) = [frame.image for frame in read_in_chunks(source, index, 100)]
+    assert image is not None
+    assert index.size == (image.shape[1], image.shape[0]) == ((48, 64) if degrees % 180 else (64, 48))
+    bright = {(y, x): int(image[y, x].mean()) for y in (0, -1) for x in (0, -1)}
+    assert max(bright, key=lambda at: bright[at]) == corner
+
+
+def rotate(stored: Path, path: Path, degrees: int) -> Path:
+    """Copy an MP4 with the matrix in its track header set to a clockwise rotation."""
+    data = bytearray(stored.read_bytes())
+    one, minus = (1 << 16).to_bytes(4, "big"), (-(1 << 16)).to_bytes(4, "big", signed=True)
+    zero, last = bytes(4), (1 << 30).to_bytes(4, "big")
+    a, b = {90: (zero, one), 180: (minus, zero), 270: (zero, minus)}[degrees]
+    c = {90: minus, 180: zero, 270: one}[degrees]
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 36] = a + b + zero + c + a + zero + zero + zero + last
+    path.write_bytes(data)
+    return path
+
+
+def test_a_change_of_size_in_mid_stream_is_read(tmp_path: Path):
+    write_video(tmp_path / "a.ts", blotches(10, (96, 64)))
+    write_video(tmp_path / "b.ts", blotches(10, (64, 96)), pts=list(range(100, 110)))
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    source = Source(joined)
+    frames = read_in_chunks(source, probe(source), 7)
+    sizes = [frame.image.shape[:2] for frame in frames if frame.image is not None]
+    assert sizes == [(64, 96)] * 10 + [(96, 64)] * 10
+
+
+class TestDamage:
+    @pytest.fixture
+    def damaged(self, tmp_path: Path) -> Path:
+        """Frames 12 to 23 are one GOP; the packet of frame 15 is overwritten with zeros."""
+        path = write_clip(tmp_path, "clip", Clip("mkv", "libx264", {"crf": "20", "bf": "0"}))
+        with av.open(str(path)) as container:
+            packet = [bytes(p) for p in container.demux(video=0) if p.size][15]
+        path.write_bytes(path.read_bytes().replace(packet, bytes(len(packet))))
+        return path
+
+    @pytest.mark.parametrize("chunk_frames", [4, 1000])
+    def test_every_frame_has_a_row_and_what_follows_damage_is_suspect(self, damaged: Path, chunk_frames: int):
+        source = Source(damaged)
+        frames = read_in_chunks(source, probe(source), chunk_frames)
+        status = [frame.status for frame in frames]
+        assert [frame.number for frame in frames] == list(range(N_FRAMES))
+        assert status[15] == DECODE_ERROR
+        assert set(status[16:24]) == {SUSPECT}
+        assert set(status[:15] + status[24:]) == {OK}
+        assert all(frame.detail for frame in frames if frame.status != OK)
+
+    def test_a_file_that_vanishes_gives_rows_not_errors(self, tmp_path: Path):
+        source = Source(write_clip(tmp_path, "clip", ORDERED["h264-bframes"]))
+        index = probe(source)
+        source.path.unlink()
+        frames = read_in_chunks(source, index, 50)
+        assert [frame.status for frame in frames] == [DECODE_ERROR] * N_FRAMES
+
+
+class TestWhatCannotBeOpened:
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            (b"", r"empty file \(0 bytes\); copy or record it again"),
+            (b"this is a text\n" * 100, r"not a video that can be read \(invalid data found"),
+            (b"#EXTM3U\n#EXTINF:1,\nother.mp4\n", r"not a video that can be read"),
+            (b"ffconcat version 1.0\nfile other.mp4\n", r"not a video that can be read"),
+        ],
+        ids=["empty", "text", "playlist", "concat"],
+    )
+    def test_the_problem_is_named(self, tmp_path: Path, content: bytes, problem: str):
+        (path := tmp_path / "a.mp4").write_bytes(content)
+        write_clip(tmp_path, "other", ORDERED["h264-bframes"], n_frames=3)
+        with pytest.raises(VideoOpenError, match=f"a.mp4: {problem}"):
+            probe(Source(path))
+
+    def test_a_pipe_does_not_hang(self, tmp_path: Path):
+        os.mkfifo(path := tmp_path / "pipe.mp4")
+        with pytest.raises(VideoOpenError, match="not a regular file"):
+            probe(Source(path))
+
+    def test_a_link_to_nothing(self, tmp_path: Path):
+        (path := tmp_path / "a.mp4").symlink_to(tmp_path / "nowhere.mp4")
+        with pytest.raises(VideoOpenError, match="a link to a file that is not there"):
+            probe(Source(path))
+
+    def test_sound_alone(self, tmp_path: Path):
+        path = tmp_path / "sound.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("aac", rate=8000)
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 8000, 0, Fraction(1, 8000)
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        with pytest.raises(VideoOpenError, match="no video stream in it, only audio"):
+            probe(Source(path))
+
+    def test_an_enormous_picture_is_refused(self, tmp_path: Path):
+        """The header claims 65535 x 65535 pixels: 12 GB."""
+        path = write_clip(tmp_path, "a", Clip("avi", "mjpeg", pix_fmt="yuvj420p"), n_frames=3)
+        # Start of frame: marker, length, precision, height, width.
+        data = bytearray(path.read_bytes())
+        at = data.find(b"\xff\xc0")
+        while at >= 0:
+            data[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+            at = data.find(b"\xff\xc0", at + 1)
+        path.write_bytes(data)
+        with pytest.raises(VideoOpenError, match="none of its 3 frames can be decoded"):
+            probe(Source(path))
+
+
+def test_names_of_any_bytes_are_read(tmp_path: Path):
+    stored = write_clip(tmp_path, "clip", ORDERED["h264-bframes"], n_frames=3)
+    for name in (b"no utf8 \xff\xfe.mp4", b"two\nlines.mp4", b"-dash 'quote' %20 \xe2\x98\x83.mp4", b"file:http:x.mp4"):
+        path = tmp_path / os.fsdecode(name)
+        shutil.copy(stored, path)
+        assert len(probe(Source(path))) == 3
+
+
+class TestFingerprint:
+    def test_is_that_of_the_content(self, tmp_path: Path):
+        path = write_clip(tmp_path, "clip", ORDERED["h264-bframes"])
+        copy = tmp_path / "copy.mp4"
+        shutil.copy(path, copy)
+        assert probe(Source(path)).fingerprint == probe(Source(copy)).fingerprint
+
+    def test_changes_with_one_bit_of_a_packet(self, tmp_path: Path):
+        path = write_clip(tmp_path, "clip", ORDERED["ffv1"], n_frames=5)
+        before = probe(Source(path)).fingerprint
+        with av.open(str(path)) as container:
+            packet = bytes(next(container.demux(video=0)))
+        data = bytearray(path.read_bytes())
+        data[data.index(packet) + len(packet) // 2] ^= 1
+        path.write_bytes(data)
+        assert probe(Source(path)).fingerprint != before
+
+
+class TestPictures:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Source:
+        for name, size in (("b.png", (40, 30)), ("a.jpg", (20, 50))):
+            cv2.imwrite(str(tmp_path / name), blotches(1, size)[0])
+        (tmp_path / "c.png").write_bytes(b"no picture")
+        return Source(tmp_path, ("a.jpg", "b.png", "c.png"))
+
+    def test_are_frames_in_name_order_without_time(self, folder: Source):
+        index = probe(folder)
+        frames = read_in_chunks(folder, index, 2)
+        assert [frame.source for frame in frames] == ["a.jpg", "b.png", "c.png"]
+        assert [frame.image.shape[:2] for frame in frames[:2] if frame.image is not None] == [(50, 20), (30, 40)]
+        assert np.isnan(index.time_s).all()
+
+    def test_one_that_cannot_be_read_is_a_row(self, folder: Source):
+        last = read_in_chunks(folder, probe(folder), 100)[-1]
+        assert (last.status, last.detail) == (DECODE_ERROR, "not a picture that OpenCV can read")
+
+
+def real_clips() -> list[Path]:
+    root = os.environ.get("POSEJOB_TEST_DATA")
+    return [path for part in ("codec", "videos") for path in sorted(Path(root, part).glob("*"))] if root else []
+
+
+@pytest.mark.skipif(not real_clips(), reason="POSEJOB_TEST_DATA names no folder with codec/ and videos/")
+@pytest.mark.parametrize("path", real_clips(), ids=lambda path: path.name)
+def test_real_clips_in_chunks_are_as_decoded_from_the_start(path: Path):
+    source = Source(path)
+    index = probe(source)
+    frames = read_in_chunks(source, index, 40)
+    assert as_decoded(frames, index.rotation) == decode_all(path)

@@ -1,0 +1,349 @@
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import OutputError, SinkError
+from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, chunk_name, seal, sha256
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    made = Ledger(tmp_path / "out")
+    made.prepare()
+    return made
+
+
+def temporaries(ledger: Ledger) -> list[str]:
+    return os.listdir(ledger.out / "_tmp")
+
+
+def write_half(path: Path, error: Exception) -> None:
+    path.write_bytes(b"half")
+    raise error
+
+
+# Publishing
+
+
+def test_what_is_published_is_there_and_nothing_else(ledger: Ledger):
+    assert ledger.publish_bytes("plan.json", b"one")
+    assert ledger.read("plan.json") == "one"
+    assert temporaries(ledger) == []
+    assert (ledger.out / "plan.json").stat().st_nlink == 1
+
+
+def test_who_comes_second_discards_its_copy(ledger: Ledger):
+    assert ledger.publish_bytes("plan.json", b"one")
+    assert not ledger.publish_bytes("plan.json", b"two")
+    assert not ledger.publish_bytes("plan.json", b"one")
+    assert ledger.read("plan.json") == "one"
+    assert temporaries(ledger) == []
+
+
+def test_a_name_is_taken_by_whatever_bears_it(ledger: Ledger):
+    (ledger.out / "plan.json").mkdir()
+    os.symlink("nowhere", ledger.out / "manifest.json")
+    assert not ledger.publish_bytes("plan.json", b"one")
+    assert not ledger.publish_bytes("manifest.json", b"one")
+
+
+def test_chunks_that_are_committed(ledger: Ledger):
+    assert ledger.committed() == set()
+    assert ledger.commit_chunk("k1", b"one")
+    assert ledger.commit_chunk("k2", b"two")
+    assert not ledger.commit_chunk("k1", b"other")
+    assert ledger.committed() == {"k1", "k2"}
+    assert ledger.path(chunk_name("k1")).read_bytes() == b"one"
+
+
+def test_what_was_left_under_way_is_not_committed(ledger: Ledger):
+    (ledger.out / "_tmp" / "k1.chunk.0123").write_bytes(b"half")
+    (ledger.out / "_chunks" / "notes.txt").write_bytes(b"?")
+    assert ledger.committed() == set()
+    assert Ledger(ledger.out / "nowhere").committed() == set()
+
+
+RACE = """
+import sys
+from pathlib import Path
+from jobs.ledger import Ledger
+ledger, name = Ledger(Path(sys.argv[1])), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+print(*[key for key in map(str, range(100)) if ledger.commit_chunk(key, f"{name} {key}".encode())])
+"""
+
+
+def test_of_several_processes_at_one_chunk_exactly_one_commits_it(ledger: Ledger):
+    names = ["a", "b", "c", "d"]
+    with ExitStack() as stack:
+        racers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", RACE, str(ledger.out), name],
+                    cwd=ROOT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for name in names
+        ]
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        won = {name: racer.communicate()[0].split() for name, racer in zip(names, racers, strict=True)}
+    assert all(racer.returncode == 0 for racer in racers)
+    keys = [str(key) for key in range(100)]
+    assert Counter(key for mine in won.values() for key in mine) == Counter(keys)
+    for name, mine in won.items():
+        assert [ledger.path(chunk_name(key)).read_text() for key in mine] == [f"{name} {key}" for key in mine]
+    assert temporaries(ledger) == []
+
+
+# Publishing what a block writes
+
+
+def test_a_block_writes_a_file_that_appears_when_it_ends(ledger: Ledger):
+    with ledger.publishing("poses/a.parquet") as tmp:
+        tmp.write_bytes(b"one")
+        assert not (ledger.out / "poses" / "a.parquet").exists()
+    assert (ledger.out / "poses" / "a.parquet").read_bytes() == b"one"
+    assert temporaries(ledger) == []
+
+
+def test_the_same_bytes_once_more_are_welcome(ledger: Ledger):
+    for _ in range(2):
+        with ledger.publishing("poses/a.parquet") as tmp:
+            tmp.write_bytes(b"one")
+    assert (ledger.out / "poses" / "a.parquet").read_bytes() == b"one"
+    assert temporaries(ledger) == []
+
+
+def test_other_bytes_under_a_taken_name_are_an_error(ledger: Ledger):
+    ledger.publish_bytes("poses/a.parquet", b"one")
+    with pytest.raises(SinkError) as caught, ledger.publishing("poses/a.parquet") as tmp:
+        tmp.write_bytes(b"two")
+    assert str(caught.value) == (
+        f"{ledger.out}/poses/a.parquet: is there already with other content; run `posejob verify {ledger.out}`"
+    )
+    assert (ledger.out / "poses" / "a.parquet").read_bytes() == b"one"
+    assert temporaries(ledger) == []
+
+
+def test_a_block_that_fails_publishes_nothing(ledger: Ledger):
+    with pytest.raises(KeyError), ledger.publishing("poses/a.parquet") as tmp:
+        write_half(tmp, KeyError("a bug"))
+    assert not (ledger.out / "poses" / "a.parquet").exists()
+    assert temporaries(ledger) == []
+
+
+# Storage that fails
+
+
+@pytest.mark.parametrize("step", ["write", "sync", "link"])
+def test_a_full_disk_is_a_storage_error_and_leaves_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, step: str):
+    def full_disk(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    owner, name = {"write": (Path, "write_bytes"), "sync": (os, "fsync"), "link": (os, "link")}[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full_disk)
+        with pytest.raises(SinkError) as caught:
+            ledger.commit_chunk("k1", b"one")
+    assert str(caught.value) == f"{ledger.out}/_chunks/k1.chunk: cannot be stored (no space left on device)"
+    assert temporaries(ledger) == []
+    assert ledger.committed() == set()
+    assert ledger.commit_chunk("k1", b"one")
+
+
+def test_a_full_disk_in_a_block(ledger: Ledger):
+    with pytest.raises(SinkError) as caught, ledger.publishing("poses/a.parquet") as tmp:
+        write_half(tmp, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert str(caught.value) == f"{ledger.out}/poses/a.parquet: cannot be stored (no space left on device)"
+    assert temporaries(ledger) == []
+
+
+def test_an_output_folder_that_was_taken_away(ledger: Ledger):
+    ledger.clear()
+    with pytest.raises(SinkError, match=r"k1\.chunk: cannot be stored \(no such file or directory\)$"):
+        ledger.commit_chunk("k1", b"one")
+
+
+# Preparing
+
+
+def test_preparing_twice_is_fine(ledger: Ledger):
+    ledger.commit_chunk("k1", b"one")
+    ledger.prepare()
+    assert sorted(os.listdir(ledger.out)) == ["_chunks", "_tmp", "frames", "poses"]
+    assert ledger.committed() == {"k1"}
+    assert temporaries(ledger) == []
+
+
+def test_making_a_ledger_touches_nothing(tmp_path: Path):
+    made = pickle.loads(pickle.dumps(Ledger(tmp_path / "out")))
+    assert made.out == tmp_path / "out"
+    assert not made.foreign()
+    assert made.read(PLAN) is None
+    assert os.listdir(tmp_path) == []
+
+
+def a_file(tmp_path: Path) -> Path:
+    (tmp_path / "file").touch()
+    return tmp_path / "file"
+
+
+def a_folder_with_a_file_in_the_way(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_chunks").touch()
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        (a_file, "not a directory"),
+        (lambda tmp_path: a_file(tmp_path) / "out", "not a directory"),
+        (a_folder_with_a_file_in_the_way, "file exists"),
+        (lambda tmp_path: Path("/proc/posejob"), "no such file or directory"),
+        (lambda tmp_path: tmp_path / ("x" * 300), "file name too long"),
+    ],
+    ids=["a file", "below a file", "a file in the way", "proc", "too long"],
+)
+def test_a_place_that_cannot_be_written_to(tmp_path: Path, place: Callable[[Path], Path], reason: str):
+    out = place(tmp_path)
+    with pytest.raises(OutputError) as caught:
+        Ledger(out).prepare()
+    assert str(caught.value) == f"output folder {out}: cannot write there ({reason}); choose a folder you can write to"
+
+
+def test_a_place_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_links(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(OutputError, match=r"cannot write there \(operation not permitted\)"):
+        Ledger(tmp_path / "out").prepare()
+    assert os.listdir(tmp_path / "out" / "_tmp") == []
+
+
+# Reading
+
+
+def test_a_text_that_is_not_there_is_none(ledger: Ledger):
+    assert ledger.read(PLAN) is None
+    assert Ledger(ledger.out / "nowhere").read(PLAN) is None
+
+
+def test_texts_that_cannot_be_read(ledger: Ledger, tmp_path: Path):
+    (ledger.out / PLAN).write_bytes(b"\xff")
+    (ledger.out / MANIFEST).mkdir()
+    with pytest.raises(OutputError, match=r"out: cannot read plan\.json \("):
+        ledger.read(PLAN)
+    with pytest.raises(OutputError, match=r"out: cannot read manifest\.json \("):
+        ledger.read(MANIFEST)
+    with pytest.raises(OutputError, match=r"file: is a file, not a folder$"):
+        Ledger(a_file(tmp_path)).read(PLAN)
+
+
+def test_digests(tmp_path: Path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert seal(b"abc") == b'{"manifest_sha256": "%b"}\n' % sha256(path).encode()
+
+
+# Whose folder is it?
+
+
+def test_an_empty_folder_is_nobodys(tmp_path: Path):
+    assert not Ledger(tmp_path).foreign()
+    assert not Ledger(tmp_path / "nowhere").foreign()
+
+
+def test_a_run_that_was_stopped_before_it_had_a_plan_leaves_our_folder(ledger: Ledger):
+    (ledger.out / "_tmp" / "plan.json.0123").touch()
+    assert not ledger.foreign()
+
+
+def test_a_job_is_ours_whatever_else_is_there(ledger: Ledger):
+    ledger.publish_bytes(PLAN, b"{}")
+    (ledger.out / "notes.txt").touch()
+    assert not ledger.foreign()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "frames/0001.png", "poses/mine.csv", ".git/config"])
+def test_a_folder_with_somebodys_things_and_no_job_is_not_ours(tmp_path: Path, name: str):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert Ledger(tmp_path).foreign()
+
+
+def test_a_file_is_no_folder(tmp_path: Path):
+    with pytest.raises(OutputError, match=r"is a file, not a folder$"):
+        Ledger(a_file(tmp_path)).foreign()
+
+
+# Clearing
+
+
+@pytest.fixture
+def finished(ledger: Ledger) -> Ledger:
+    """A job that was done, and things of the user's beside it."""
+    for name in (PLAN, MANIFEST, SUCCESS, "poses/a.parquet", "frames/a.parquet", "_chunks/k.chunk"):
+        ledger.publish_bytes(name, b"{}")
+    (ledger.out / "notes.txt").touch()
+    (ledger.out / "rendered by me").mkdir()
+    return ledger
+
+
+def test_clearing_removes_the_job_and_leaves_what_is_the_users(finished: Ledger):
+    finished.clear()
+    assert sorted(os.listdir(finished.out)) == ["notes.txt", "rendered by me"]
+
+
+def test_clearing_a_folder_that_is_not_there(tmp_path: Path):
+    Ledger(tmp_path / "nowhere").clear()
+    assert os.listdir(tmp_path) == []
+
+
+def test_stopped_while_clearing_it_is_still_our_folder_and_no_finished_job(
+    finished: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finished.clear()
+    assert finished.read(SUCCESS) is None
+    assert not finished.foreign()
+
+
+def test_what_cannot_be_cleared_is_said(ledger: Ledger):
+    (ledger.out / MANIFEST).mkdir()
+    with pytest.raises(OutputError, match=r"out: cannot be cleared \("):
+        ledger.clear()
+
+
+def test_cleaning_keeps_the_results(finished: Ledger):
+    finished.clean()
+    left = {PLAN, MANIFEST, SUCCESS, "poses", "frames", "notes.txt", "rendered by me"}
+    assert {*os.listdir(finished.out)} == left
