@@ -4,8 +4,8 @@
 
 DIR holds `coco/images/`, `coco/person_keypoints.json`, `reference_poses_h256.json`, `videos/` and `images/`.
 
-The reference is Lightweight OpenPose's decoder (upsampling 4). It reports the corner of the upsampled point, a square of
-2 network pixels; posejob reports positions with pixel centres at .5, so its positions are one network pixel further.
+The reference is Lightweight OpenPose's decoder (upsampling 4). It reports the corner of the upsampled point, a square
+of 2 network pixels; posejob reports positions with pixel centres at .5, so its positions are one network pixel further.
 INT8 networks answer differently on CPUs without VNNI, where products saturate; ONEDNN_MAX_CPU_ISA=AVX2 makes any CPU
 answer like those.
 """
@@ -84,7 +84,8 @@ def average_precision(coco: Path, runtime: PoseRuntime, network: Network, height
     results = []
     for tag, poses, _ in find_people(pictures, runtime, network, height):
         for xy, found, score in zip(poses.xy_src, poses.found, poses.score, strict=True):
-            results.append({"image_id": tag, "category_id": 1, "keypoints": _as_coco(xy, found), "score": float(score)})
+            keypoints = _as_coco(xy, found)
+            results.append({"image_id": tag, "category_id": 1, "keypoints": keypoints, "score": float(score)})
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
         evaluation.evaluate()
@@ -105,8 +106,8 @@ def _as_coco(xy: np.ndarray, found: np.ndarray) -> list[float]:
 def agreement(data: Path, runtime: PoseRuntime, network: Network) -> Iterator[str]:
     """Lines that compare us with the reference, people matched by OKS.
 
-    OKS counts a keypoint that only one of the two has as 0; the area is that of the reference's keypoints. `same people`
-    are the matches above 0.5.
+    A keypoint that only the reference has counts as 0; the area is that of the reference's keypoints. `same people` are
+    the matches above 0.5.
     """
     reference = json.loads((data / "reference_poses_h256.json").read_text())["poses"]
     similarity: list[float] = []

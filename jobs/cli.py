@@ -88,7 +88,11 @@ def submit(
         int | None, typer.Option(help="Worker processes; default: one for about four CPUs.", show_default=False)
     ] = None,
     chunk_frames: Annotated[int, typer.Option(help="Frames a worker takes at a time.")] = 128,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard the job in the output folder first.")] = False,
+    overwrite: Annotated[
+        bool,
+        # Never from the environment: a forgotten variable must not discard a job.
+        typer.Option("--overwrite", allow_from_autoenv=False, help="Discard the job in the output folder first."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.discover import shown
 from jobs.errors import OutputError, SinkError
 
 PLAN, MANIFEST, SUCCESS = "plan.json", "manifest.json", "_SUCCESS"
@@ -31,6 +32,11 @@ class Ledger:
 
     def prepare(self) -> None:
         """Make the folders and try the commit protocol once. Raises OutputError."""
+        try:
+            str(self.out).encode()
+        except UnicodeEncodeError as error:
+            problem = "its path is not UTF-8, and Parquet readers open no other; choose another folder"
+            raise OutputError(shown(self.out), problem) from error
         try:
             for name in (*_PUBLISHED, *_WORKING):
                 (self.out / name).mkdir(parents=True, exist_ok=True)

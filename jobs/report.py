@@ -1,5 +1,7 @@
 """What a person sees: progress on stderr, the summary on stdout."""
 
+import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -151,7 +153,9 @@ def summary_text(report: JobReport) -> str:
         rate = f", {report.n_inferred / report.seconds:.1f} frames/s with start-up" if report.n_inferred else ""
         lines.append(f"{report.n_inferred:,} frames inferred in {duration(report.seconds)}{rate}")
     lines.append(f"results in {shown(report.out)}")
-    lines.append(f"""python -c "import posecore; print(posecore.read_poses({report.out!r}, to='pandas'))\"""")
+    # JSON's quotes leave the single ones to the shell, in which nothing is special.
+    out = json.dumps(report.out, ensure_ascii=not report.out.isprintable())
+    lines.append("python -c " + shlex.quote(f'import posecore; print(posecore.read_poses({out}, to="pandas"))'))
     return "\n".join(lines)
 
 

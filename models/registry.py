@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from models.errors import ManifestError, ModelDamaged, ModelError, ModelNotFound
+from models.errors import ManifestError, ModelDamaged, ModelNotFound
 from models.manifest import Manifest, ModelFile, Variant, read_manifest
 
 DEFAULT_MODEL = "human-pose-estimation-0001"
@@ -153,8 +153,14 @@ def _fetch(manifest: Manifest, variant: Variant, folder: Path, report: Callable[
     """Download a variant's files. Each is checked in a temporary file and then renamed: a name is never half a file."""
     for file in variant.files:
         target = folder / file.path
-        if target.is_file() or file.url is None:
+        if target.is_file():
             continue
+        by_hand = (
+            f"put {' and '.join(f.path for f in variant.files)} in <folder>/{manifest.name}/{variant.name}/ "
+            f"and set {MODEL_DIR_VARIABLE}=<folder>"
+        )
+        if file.url is None:
+            raise _not_found(manifest, variant, by_hand)
         report(f"fetching {manifest.name}/{variant.name}/{file.path} ({file.bytes / 1e6:.1f} MB) from {file.url}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -165,16 +171,15 @@ def _fetch(manifest: Manifest, variant: Variant, folder: Path, report: Callable[
                 # A hard link is left behind when the temporary name goes; whoever fetched the same file meanwhile wins.
                 with suppress(FileExistsError):
                     os.link(part.name, target)
-        except ModelError:
-            raise
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            remedy = (
-                f"fetching {file.url} failed ({reason}); check the network, or put "
-                f"{' and '.join(f.path for f in variant.files)} in <folder>/{manifest.name}/{variant.name}/ "
-                f"and set {MODEL_DIR_VARIABLE}=<folder>"
-            )
+        except (ModelDamaged, OSError, ValueError, http.client.HTTPException) as error:
+            remedy = f"fetching {file.url} failed ({_reason(error)}); check the network, or {by_hand}"
             raise _not_found(manifest, variant, remedy) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ModelDamaged):
+        return f"{error.what} is {error.found}, the manifest says {error.expected}"
+    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
 
 
 def _download(file: ModelFile, target: str) -> None:

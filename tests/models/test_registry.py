@@ -240,10 +240,14 @@ def test_everybody_may_read_what_was_fetched(cache: Path):
 
 BIN = PUBLISHED["tiny.bin"]
 WRONG_ANSWERS = {
-    "truncated": (http(BIN[:100], announced=len(BIN)), ModelDamaged, "size is 100 bytes, the manifest says 2048 bytes"),
+    "truncated": (
+        http(BIN[:100], announced=len(BIN)),
+        ModelNotFound,
+        r"failed \(size is 100 bytes, the manifest says 2048 bytes",
+    ),
     # Reading stops at the first byte too many.
-    "over-long": (http(BIN * 9), ModelDamaged, "size is 2049 bytes, the manifest says 2048 bytes"),
-    "other-bytes": (http(BIN[::-1]), ModelDamaged, "SHA-384 is"),
+    "over-long": (http(BIN * 9), ModelNotFound, r"failed \(size is 2049 bytes, the manifest says 2048 bytes"),
+    "other-bytes": (http(BIN[::-1]), ModelNotFound, r"failed \(SHA-384 is"),
     "not-there": (b"HTTP/1.0 404 Not Found\r\n\r\n", ModelNotFound, r"fetching http\S+/tiny.bin failed \(Not Found\)"),
     "no-http": (b"\x00\x01garbage\r\n\r\n", ModelNotFound, r"fetching http\S+/tiny.bin failed \("),
     "nothing": (b"", ModelNotFound, r"fetching http\S+/tiny.bin failed \("),
