@@ -67,15 +67,12 @@ def failed_video(video: VideoPlan) -> VideoReport:
     return VideoReport(video.video_id, video.source.uri, VIDEO_FAILED, 0, 0, {}, (video.problem or "",), ())
 
 
-def finalise_video(
-    ledger: Ledger, plan: Plan, video: VideoPlan, skeleton: Skeleton, given_up: dict[str, str]
-) -> VideoReport:
+def finalise_video(ledger: Ledger, plan: Plan, video: VideoPlan, skeleton: Skeleton) -> VideoReport:
     """Merge a video's chunks and publish its tables.
 
-    given_up: chunks that no worker could do, by key, with the reason; their frames become `decode_error`.
     Raises SinkError if a chunk is missing or damaged, or if the frames are not those of the plan.
     """
-    parts = _Parts(ledger, video, given_up, poses_schema(skeleton).empty_table())
+    parts = _Parts(ledger, video, poses_schema(skeleton).empty_table())
     metadata = _metadata(plan, video, skeleton)
     names = [f"{kind}/{video.video_id}.parquet" for kind in ("poses", "frames")]
     with ledger.publishing(names[0]) as tmp:
@@ -108,7 +105,6 @@ class _Parts:
 
     ledger: Ledger
     video: VideoPlan
-    given_up: dict[str, str]
     no_poses: pa.Table
 
     def __iter__(self) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -116,13 +112,10 @@ class _Parts:
         assert index is not None
         at = 0
         for chunk in self.video.chunks:
-            yield self._unread(at, chunk.first, SKIPPED, None)
-            if chunk.key in self.given_up:
-                yield self._unread(chunk.first, chunk.stop, DECODE_ERROR, self.given_up[chunk.key])
-            else:
-                yield self._chunk(chunk)
+            yield self._skipped(at, chunk.first)
+            yield self._chunk(chunk)
             at = chunk.stop
-        yield self._unread(at, len(index), SKIPPED, None)
+        yield self._skipped(at, len(index))
 
     def _chunk(self, chunk: Chunk) -> tuple[pa.Table, pa.Table]:
         path = self.ledger.path(chunk_name(chunk.key))
@@ -135,14 +128,12 @@ class _Parts:
             raise SinkError(f"{path}: holds {len(numbers)} frames, planned are {chunk.first} to {chunk.stop - 1}")
         return poses, frames
 
-    def _unread(self, first: int, stop: int, status: str, detail: str | None) -> tuple[pa.Table, pa.Table]:
-        """Rows for frames that nobody read."""
+    def _skipped(self, first: int, stop: int) -> tuple[pa.Table, pa.Table]:
+        """Rows for frames outside all chunks, which nobody asked for."""
         index, source = self.video.index, self.video.source
         assert index is not None
         names = [None] * len(index) if source.images is None else [shown(name) for name in source.images]
-        frames = [
-            Frame(i, int(index.pts[i]), bool(index.key[i]), None, status, names[i], detail) for i in range(first, stop)
-        ]
+        frames = [Frame(i, int(index.pts[i]), bool(index.key[i]), None, SKIPPED, names[i]) for i in range(first, stop)]
         table = frames_table(self.video.video_id, frames, index.time_s[first:stop], [None] * len(frames))
         return self.no_poses, table
 

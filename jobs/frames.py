@@ -100,7 +100,7 @@ class FrameRange:
     """Which frames to read: what travels to a worker instead of frames.
 
     first:    number of the first frame.
-    pts, key: (n,) of these frames; empty where the source is not `ordered`, which is then read to its end.
+    pts, key: (n,) of these frames, as planned. A source that is not `ordered` is read to its end, whatever is planned.
     wanted:   (n,) bool, whose pixels are needed.
     anchor:   pts to seek to, None to start at the beginning.
     """

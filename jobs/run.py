@@ -26,8 +26,9 @@ from jobs.finalise import (
 from jobs.frames import FrameIndex, probe
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, seal, sha256
 from jobs.plan import Chunk, Plan, VideoPlan, check_same_job, frame_range, make_plan, planned_chunk_frames
+from jobs.sink import chunk_bytes
 from jobs.spec import Options, RunSpec
-from jobs.worker import WorkerSpec, WorkUnit
+from jobs.worker import WorkerSpec, WorkUnit, tables_without_reading
 from models.registry import Network, find_network
 from models.runtime import check_device
 
@@ -213,26 +214,27 @@ def _work_unit(video: VideoPlan, plan: Plan, chunk: Chunk) -> WorkUnit:
 
 
 class _Run:
-    """The part of a job that changes: what is open, what has been given up, what is published."""
+    """The part of a job that changes: what is under way, what is published."""
 
     def __init__(self, ledger: Ledger, job: Prepared, observe: Observer) -> None:
         self.ledger, self.job, self.observe = ledger, job, observe
         self.reports: dict[str, VideoReport] = {}
         self.devices: set[str] = set()
         self.n_inferred = 0
-        self._given_up: dict[str, str] = {}
         self._began = datetime.now(UTC)
 
     def work(self, executor: Executor, missing: list[_Missing]) -> None:
         """Run the missing chunks; publish each video when its last one is in."""
-        by_key = {unit.key: (video, selected) for video, unit, selected in missing}
+        by_key = {unit.key: (video, unit, selected) for video, unit, selected in missing}
+        skeleton = self.job.network.manifest.skeleton
         left: dict[str, int] = {}
         for video, *_ in missing:
             left[video.video_id] = left.get(video.video_id, 0) + 1
         for result in executor.run(unit for _, unit, _ in missing):
-            video, selected = by_key[result.key]
+            video, unit, selected = by_key[result.key]
             if isinstance(result, UnitFailure):
-                self._given_up[result.key] = result.reason
+                # Committed like any other result, so that a job stopped before its end does not find another one.
+                self.ledger.commit_chunk(unit.key, chunk_bytes(*tables_without_reading(unit, skeleton, result.reason)))
             else:
                 self.n_inferred += result.n_inferred
                 self.devices.add(result.device)
@@ -253,7 +255,7 @@ class _Run:
             report = failed_video(video)
         else:
             skeleton = self.job.network.manifest.skeleton
-            report = finalise_video(self.ledger, self.job.plan, video, skeleton, self._given_up)
+            report = finalise_video(self.ledger, self.job.plan, video, skeleton)
         self.reports[video.video_id] = report
         self.observe(VideoDone(report))
 

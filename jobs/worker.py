@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from jobs.frames import Frame, FrameRange, read_frames, seconds
+from jobs.discover import shown
+from jobs.frames import DECODE_ERROR, SKIPPED, Frame, FrameRange, read_frames, seconds
 from jobs.ledger import Ledger
 from jobs.sink import chunk_bytes
 from jobs.spec import Options
@@ -110,6 +111,17 @@ class PoseWorker:
             picture = letterbox_image(frame.image, letterbox, manifest.pad)
             # The picture is all that is needed from here on; several 4K frames in flight would be 25 MB each.
             yield (_without_image(frame), letterbox), picture
+
+
+def tables_without_reading(unit: WorkUnit, skeleton: Skeleton, reason: str) -> tuple[pa.Table, pa.Table]:
+    """(poses, frames) of a unit that no worker could do: the frames that were wanted are `decode_error`."""
+    rows, frames = _Rows(unit, skeleton), unit.frames
+    for i, (pts, key, wanted) in enumerate(zip(frames.pts, frames.key, frames.wanted, strict=True)):
+        number = frames.first + i
+        name = None if frames.source.images is None else shown(frames.source.images[number])
+        status, detail = (DECODE_ERROR, reason) if wanted else (SKIPPED, None)
+        rows.add(Frame(number, int(pts), bool(key), None, status, name, detail), None)
+    return rows.tables()
 
 
 def _without_image(frame: Frame) -> Frame:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from jobs.events import Observer
 from jobs.executors.base import Layout, UnitFailure
@@ -15,6 +16,10 @@ from jobs.spec import RunSpec
 from jobs.worker import UnitReport, WorkerSpec, WorkUnit
 from tests.fixtures.colour_network import write_network
 from tests.fixtures.stick_figures import walkers, write_video
+
+# A slow machine is no failure.
+settings.register_profile("posejob", settings.default, deadline=None)
+settings.load_profile("posejob")
 
 RunSerially = Callable[..., JobReport]
 
@@ -29,7 +34,9 @@ def colour_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """walk.mp4: 12 frames of 192 x 144 with one person in each, a key frame every 6. Not to be changed."""
     path = tmp_path_factory.mktemp("walk") / "walk.mp4"
-    write_video(path, walkers(12, 1, (192, 144)).pictures(), gop=6)
+    # Without a threshold the encoder would put key frames where the scene changes.
+    options = {"crf": "10", "sc_threshold": "0", "bf": "0"}
+    write_video(path, walkers(12, 1, (192, 144)).pictures(), gop=6, options=options)
     return path
 
 

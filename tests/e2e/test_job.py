@@ -138,7 +138,12 @@ class TestTheSameWhateverTheDivision:
 class TestGoingOn:
     @pytest.fixture
     def video(self, tmp_path: Path) -> Path:
-        write_video(path := tmp_path / "walk.mp4", walkers(40, 1, (192, 144)).pictures(), gop=10)
+        write_video(
+            path := tmp_path / "walk.mp4",
+            walkers(40, 1, (192, 144)).pictures(),
+            gop=10,
+            options={"crf": "10", "sc_threshold": "0"},
+        )
         return path
 
     @pytest.mark.parametrize("after", [0, 1, 3])

@@ -1,0 +1,104 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import SinkError
+from jobs.executors.base import UnitFailure
+from jobs.ledger import MANIFEST, SUCCESS, Ledger
+from posecore import read_frames
+from tests.conftest import RunSerially
+
+
+class Failing:
+    """An executor that gives up every unit whose first frame is `first`, with a reason that may change."""
+
+    def __init__(self, executor: Any, first: int, reason: str) -> None:
+        self.executor, self.first, self.reason = executor, first, reason
+
+    def run(self, units: Any) -> Iterator[Any]:
+        for unit in units:
+            if unit.frames.first == self.first:
+                yield UnitFailure(unit.key, self.reason)
+            else:
+                yield from self.executor.run([unit])
+
+
+@pytest.fixture
+def failing(serial: Any) -> Any:
+    def make(first: int, reason: str) -> Any:
+        @contextmanager
+        def start(worker: Any, layout: Any) -> Iterator[Failing]:
+            with serial(worker, layout) as executor:
+                yield Failing(executor, first, reason)
+
+        return start
+
+    return make
+
+
+def test_a_chunk_given_up_is_rows_and_the_video_is_degraded(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, failing: Any
+):
+    report = run_serially([walk], tmp_path, chunk_frames=6, start=failing(6, "the worker hung"))
+    frames = read_frames(tmp_path, to="pandas")
+    assert frames["status"].tolist() == ["ok"] * 6 + ["decode_error"] * 6
+    assert frames["time_s"].is_monotonic_increasing
+    assert report.exit_code == 1
+    assert [video.status for video in report.videos] == ["degraded"]
+    assert report.videos[0].problems == ("frame 6 and 5 more: decode_error: the worker hung",)
+
+
+def test_a_video_without_one_readable_frame_is_failed(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, failing: Any
+):
+    report = run_serially([walk], tmp_path, start=failing(0, "out of memory"))
+    assert [video.status for video in report.videos] == ["failed"]
+    assert len(read_frames(tmp_path)) == 12
+
+
+def test_a_job_stopped_after_giving_up_goes_on_to_the_same_end(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, failing: Any, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.run._Run.publish_manifest", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_serially([walk], tmp_path, chunk_frames=6, start=failing(6, "the worker hung"))
+    report = run_serially([walk], tmp_path, chunk_frames=6)
+    assert [video.status for video in report.videos] == ["degraded"]
+    assert (tmp_path / SUCCESS).exists()
+
+
+def test_a_job_stopped_between_manifest_and_seal_keeps_the_manifest(
+    walk: Path, tmp_path: Path, run_serially: RunSerially
+):
+    run_serially([walk], tmp_path)
+    before = (tmp_path / MANIFEST).read_bytes()
+    (tmp_path / SUCCESS).unlink()
+    # The chunks went with `_SUCCESS` there; without it they are still there.
+    run_serially([walk], tmp_path)
+    assert (tmp_path / MANIFEST).read_bytes() == before
+
+
+def interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_damaged_chunk_is_named_and_nothing_is_published(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, stopping: Any
+):
+    with pytest.raises(KeyboardInterrupt):
+        run_serially([walk], tmp_path, chunk_frames=6, start=stopping)
+    (key,) = Ledger(tmp_path).committed()
+    chunk = tmp_path / "_chunks" / f"{key}.chunk"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(SinkError, match=f"{key}.chunk: damaged on disk; delete it and run the same command again"):
+        run_serially([walk], tmp_path, chunk_frames=6)
+    assert not list((tmp_path / "poses").iterdir())
+    assert not list((tmp_path / "_tmp").iterdir())
+    chunk.unlink()
+    assert run_serially([walk], tmp_path, chunk_frames=6).exit_code == 0
