@@ -5,8 +5,10 @@ What takes long to import (Ray, OpenVINO, PyArrow) is imported by the command th
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +47,28 @@ def _version(value: bool) -> None:
     if value:
         print(__version__)
         raise typer.Exit
+
+
+def _read_config(context: typer.Context, path: Path | None) -> None:
+    """Take the options of a TOML file as defaults: flags and environment go before them."""
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise typer.BadParameter(f"{shown(path)}: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{shown(path)}: not TOML: {error}") from error
+    options = {option.lstrip("-"): parameter.name for parameter in context.command.params for option in parameter.opts}
+    allowed = {
+        option: name for option, name in options.items() if name not in ("inputs", "overwrite", "config", "help")
+    }
+    for option in values:
+        if option not in allowed:
+            near = get_close_matches(option, allowed, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(allowed))}"
+            raise typer.BadParameter(f"{shown(path)}: no option {option!r}; {hint}")
+    context.default_map = {allowed[option]: value for option, value in values.items()}
 
 
 @app.callback()
@@ -94,6 +118,10 @@ def submit(
         typer.Option("--overwrite", allow_from_autoenv=False, help="Discard the job in the output folder first."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(callback=_read_config, is_eager=True, metavar="FILE.toml", help="Options, as `height = 368`."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find the people in every frame and write them to Parquet.

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+
+
+@pytest.fixture
+def plan(walk: Path, colour_network: Path, tmp_path: Path):
+    """Runs `submit --dry-run --config` with a config's text and more arguments; returns the result."""
+
+    def run(text: str, *arguments: str, env: dict[str, str] | None = None):
+        config = tmp_path / "job.toml"
+        config.write_text(f'model = "{colour_network}"\n{text}')
+        return CliRunner().invoke(app, ["submit", str(walk), "--dry-run", "--config", str(config), *arguments], env=env)
+
+    return run
+
+
+def test_a_config_file_gives_options(plan):
+    result = plan('height = 128\nevery = 3\nfrom = "2"\n')
+    assert result.exit_code == 0, result.output
+    assert "height 128" in result.stdout
+    assert "3 of 12 frames" in result.stdout
+
+
+def test_the_environment_goes_before_the_file_and_flags_before_both(plan):
+    assert "height 64" in plan("height = 128", env={"POSEJOB_HEIGHT": "64"}).stdout
+    assert "height 32" in plan("height = 128", "--height", "32", env={"POSEJOB_HEIGHT": "64"}).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("heigth = 128", "job.toml: no option 'heigth'; did you mean height?"),
+        ("overwrite = true", "job.toml: no option 'overwrite'"),
+        ("height = ", "job.toml: not TOML"),
+        ('height = "high"', "Invalid value for '--height'"),
+    ],
+)
+def test_a_mistake_in_it_is_one_line(plan, text: str, message: str):
+    result = plan(text)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_file_is_named(walk: Path):
+    result = CliRunner().invoke(app, ["submit", str(walk), "--config", "nowhere.toml"])
+    assert result.exit_code == 2
+    assert "nowhere.toml: no such file or directory" in result.stderr
