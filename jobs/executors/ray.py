@@ -33,13 +33,19 @@ _OBJECT_STORE_BYTES = 100 * 1024**2
 
 @contextlib.contextmanager
 def private_ray(cpus: int) -> Iterator[None]:
-    """A Ray of our own on this machine for as long as the block lasts: quiet, no dashboard, nothing listening outside.
+    """A Ray of our own on this machine for as long as the block lasts: quiet, no dashboard.
 
     Workers import posejob from where this process did, and never from the user's folder, which may have a `models/` or
     a `jobs.py` of its own: Ray would put the working directory and the script's folder on their path.
     """
     root = str(Path(__file__).resolve().parents[2])
-    with tempfile.TemporaryDirectory(prefix="posejob-") as elsewhere, contextlib.chdir(elsewhere), _surroundings(root):
+    # In /tmp whatever TMPDIR says: the paths of Ray's sockets must stay below 108 characters. It goes with its logs when
+    # the job ends; Ray's own folder would stay.
+    with (
+        tempfile.TemporaryDirectory(prefix="posejob-", dir="/tmp", ignore_cleanup_errors=True) as elsewhere,
+        contextlib.chdir(elsewhere),
+        _surroundings(root),
+    ):
         _tame_ray()
         ray.init(
             address="local",
@@ -48,6 +54,7 @@ def private_ray(cpus: int) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=elsewhere,
         )
         try:
             yield
