@@ -3,6 +3,7 @@
 JobError
   ConfigError     a flag or an input list that cannot be used: exit 2 before work starts
   OutputError     the output folder cannot be used: exit 2
+  InputLost       an input went away or changed while the job ran: exit 2, nothing is recorded about it
   VideoError      recorded in the manifest, the job goes on with the next video, exit 1
     VideoOpenError
   SinkError       a result could not be stored or is not what was stored: exit 2
@@ -32,6 +33,15 @@ class OutputError(JobError):
 
     def __str__(self) -> str:
         return f"output folder {self.out}: {self.problem}"
+
+
+class InputLost(JobError):
+    def __init__(self, video: str, problem: str) -> None:
+        super().__init__(video, problem)
+        self.video, self.problem = video, problem
+
+    def __str__(self) -> str:
+        return f"{self.video}: {self.problem}; it could be read when the job was planned"
 
 
 class VideoError(JobError):

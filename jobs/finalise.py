@@ -112,10 +112,12 @@ class _Parts:
         assert index is not None
         at = 0
         for chunk in self.video.chunks:
-            yield self._skipped(at, chunk.first)
+            if at < chunk.first:
+                yield self._skipped(at, chunk.first)
             yield self._chunk(chunk)
             at = chunk.stop
-        yield self._skipped(at, len(index))
+        if at < len(index):
+            yield self._skipped(at, len(index))
 
     def _chunk(self, chunk: Chunk) -> tuple[pa.Table, pa.Table]:
         path = self.ledger.path(chunk_name(chunk.key))
@@ -132,8 +134,11 @@ class _Parts:
         """Rows for frames outside all chunks, which nobody asked for."""
         index, source = self.video.index, self.video.source
         assert index is not None
-        names = [None] * len(index) if source.images is None else [shown(name) for name in source.images]
-        frames = [Frame(i, int(index.pts[i]), bool(index.key[i]), None, SKIPPED, names[i]) for i in range(first, stop)]
+        names = source.images
+        frames = [
+            Frame(i, int(index.pts[i]), bool(index.key[i]), None, SKIPPED, None if names is None else shown(names[i]))
+            for i in range(first, stop)
+        ]
         table = frames_table(self.video.video_id, frames, index.time_s[first:stop], [None] * len(frames))
         return self.no_poses, table
 

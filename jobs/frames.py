@@ -12,9 +12,9 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from jobs.discover import Source, shown
-from jobs.errors import VideoOpenError
+from jobs.errors import InputLost, VideoOpenError
 
 # A picture of more pixels than this is refused: a few bytes of header must not claim gigabytes. 16384 x 8192 fits.
 MAX_PIXELS = 1 << 27
@@ -41,6 +41,18 @@ _FORMATS = (
 OK, SKIPPED, SUSPECT, DECODE_ERROR = "ok", "skipped", "suspect", "decode_error"
 
 
+FileState = tuple[int, int, int]
+
+
+def file_state(path: Path) -> FileState | None:
+    """Size, time of change and inode: what differs when a file is replaced or written to. None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 @dataclass(frozen=True, eq=False)
 class FrameIndex:
     """What is known of a source before its pixels are read.
@@ -52,27 +64,31 @@ class FrameIndex:
                  is a key frame but may refer back).
     ordered:     every packet had a time stamp of its own. If not, frames are known by counting alone, and the source is
                  read in one go.
+    stamped:     the time stamps there are can be believed.
     size:        (width, height) upright; None for pictures, which have one each.
     rotation:    degrees counter-clockwise that the stored picture is turned by to be upright; 0, 90, 180 or 270.
     fps:         average frames per second, for display only.
     fingerprint: hex digest of what the packets (or pictures) are made of.
+    state:       of the file while it was read; None for pictures.
     """
 
     pts: np.ndarray
     key: np.ndarray
     entry: np.ndarray
     ordered: bool
+    stamped: bool
     size: tuple[int, int] | None
     rotation: int
     time_base: Fraction
     fps: float | None
     codec: str
     fingerprint: str
+    state: FileState | None
 
     def __len__(self) -> int:
         return len(self.pts)
 
-    @cached_property
+    @property
     def time_s(self) -> np.ndarray:
         """(F,) float64 seconds since the first frame; NaN for pictures."""
         if self.size is None:
@@ -103,6 +119,8 @@ class FrameRange:
     pts, key: (n,) of these frames, as planned. A source that is not `ordered` is read to its end, whatever is planned.
     wanted:   (n,) bool, whose pixels are needed.
     anchor:   pts to seek to, None to start at the beginning.
+    run_up:   frames to decode before the first one of the range.
+    state:    of the file when it was planned; another file under its name is not read. None for pictures.
     """
 
     source: Source
@@ -111,8 +129,11 @@ class FrameRange:
     key: np.ndarray
     wanted: np.ndarray
     anchor: int | None
+    run_up: int
+    state: FileState | None
     rotation: int
     ordered: bool
+    stamped: bool
     time_base: Fraction
     fps: float | None
 
@@ -141,9 +162,10 @@ def probe(source: Source) -> FrameIndex:
     if source.images is not None:
         return _index_images(source)
     check_regular(source.path)
+    state = file_state(source.path)
     with closing(_open(source.path)) as container:
         stream = _video_stream(container, source.path)
-        return _index_packets(container, stream, source.path)
+        return _index_packets(container, stream, source.path, state)
 
 
 def read_frames(wanted: FrameRange) -> Iterator[Frame]:
@@ -153,6 +175,12 @@ def read_frames(wanted: FrameRange) -> Iterator[Frame]:
     if not wanted.ordered:
         return _read_all(wanted)
     return _read_range(wanted)
+
+
+def check_unchanged(wanted: FrameRange) -> None:
+    """Raise InputLost unless the file is the one that was planned."""
+    if wanted.state is not None and file_state(wanted.source.path) != wanted.state:
+        raise InputLost(shown(wanted.source.path), "changed or went away while the job ran")
 
 
 def check_regular(path: Path) -> None:
@@ -178,8 +206,9 @@ def check_regular(path: Path) -> None:
 def _open(path: Path) -> InputContainer:
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
     try:
-        return av.open(f"file:{path}", options=options)
-    except av.FFmpegError as error:
+        # Titles in latin-1 are common, and nothing here reads them.
+        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
         raise VideoOpenError(shown(path), f"not a video that can be read ({_reason(error)})") from error
 
 
@@ -196,10 +225,12 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _index_packets(container: InputContainer, stream: VideoStream, path: Path) -> FrameIndex:
+def _index_packets(container: InputContainer, stream: VideoStream, path: Path, state: FileState | None) -> FrameIndex:
     pts: list[int | None] = []
+    dts: list[int] = []
     key: list[bool] = []
     entry: list[bool] = []
+    lengths = _h264_length_bytes(stream)
     digest = hashlib.sha256()
     first: VideoFrame | None = None
     codec = stream.codec_context.name
@@ -217,8 +248,9 @@ def _index_packets(container: InputContainer, stream: VideoStream, path: Path) -
             if packet.is_discard:
                 continue
             pts.append(packet.pts)
+            dts += [] if packet.dts is None else [packet.dts]
             key.append(bool(packet.is_keyframe))
-            entry.append(bool(packet.is_keyframe) and _is_entry(codec, packet))
+            entry.append(bool(packet.is_keyframe) and _is_entry(codec, packet, lengths))
     except av.FFmpegError as error:
         if not pts:
             raise VideoOpenError(shown(path), f"cannot be read ({_reason(error)})") from error
@@ -230,12 +262,14 @@ def _index_packets(container: InputContainer, stream: VideoStream, path: Path) -
     if first is None:
         raise VideoOpenError(shown(path), f"none of its {len(pts)} frames can be decoded ({codec})")
 
-    rotation = first.rotation % 360
+    rotation = round(first.rotation / 90) * 90 % 360
     size = (first.width, first.height) if rotation % 180 == 0 else (first.height, first.width)
-    if not _has_presentation_times(container, stream):
+    stamped = _has_presentation_times(container, stream)
+    if not stamped:
         pts = [None] * len(pts)
     known = [p for p in pts if p is not None]
-    ordered = len(set(known)) == len(pts)
+    # A decoding time that falls is a clock set back (files joined, a broadcast restarted): no order by time stamp.
+    ordered = len(set(known)) == len(pts) and all(a <= b for a, b in pairwise(dts))
     time_base, fps = stream.time_base or Fraction(1, 1000), stream.average_rate
     if ordered:
         order = np.argsort(np.array(known, dtype=np.int64), kind="stable")
@@ -248,12 +282,14 @@ def _index_packets(container: InputContainer, stream: VideoStream, path: Path) -
         key=np.array(key)[order],
         entry=np.array(entry)[order],
         ordered=ordered,
+        stamped=stamped,
         size=size,
         rotation=rotation,
         time_base=time_base,
         fps=float(fps) if fps else None,
         codec=codec,
         fingerprint=digest.hexdigest(),
+        state=state,
     )
 
 
@@ -279,23 +315,29 @@ def _flush_first(stream: VideoStream) -> VideoFrame | None:
         return None
 
 
-def _is_entry(codec: str, packet: Any) -> bool:
+def _is_entry(codec: str, packet: Any, length_bytes: int) -> bool:
     """Whether every frame shown from this key frame on decodes right when decoding starts here.
 
     So for all codecs but H.264, whose containers also mark recovery points (open GOPs, intra refresh) as key: only
     instantaneous decoder refreshes (NAL unit type 5) are safe.
     """
-    return codec != "h264" or 5 in _h264_nal_types(bytes(packet))
+    return codec != "h264" or 5 in _h264_nal_types(bytes(packet), length_bytes)
 
 
-def _h264_nal_types(data: bytes) -> set[int]:
-    """NAL unit types in a packet, in byte-stream form (start codes) or with four-byte lengths (MP4, Matroska)."""
-    if data.startswith((b"\0\0\1", b"\0\0\0\1")):
+def _h264_length_bytes(stream: VideoStream) -> int:
+    """Bytes of the length before each NAL unit, as the AVC configuration says; 0 for a byte stream with start codes."""
+    extradata = stream.codec_context.extradata or b""
+    return (extradata[4] & 3) + 1 if len(extradata) > 4 and extradata[0] == 1 else 0
+
+
+def _h264_nal_types(data: bytes, length_bytes: int) -> set[int]:
+    """NAL unit types in a packet."""
+    if not length_bytes:
         return {part[0] & 31 for part in data.split(b"\0\0\1")[1:] if part}
     types, at = set(), 0
-    while at + 4 < len(data):
-        types.add(data[at + 4] & 31)
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
+    while at + length_bytes < len(data):
+        types.add(data[at + length_bytes] & 31)
+        at += length_bytes + int.from_bytes(data[at : at + length_bytes], "big")
     return types
 
 
@@ -320,95 +362,121 @@ def reckon_pts(pts: list[int | None], ticks: int) -> list[int]:
 # --- video: pixels --------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class _Damage:
-    """Whether what is decoded can be trusted: not after an error, until the next key frame."""
+    """Whether what is decoded can be trusted: not after an error, until the next key frame.
 
-    detail: str | None = None
-    last: str | None = None
+    Packets are judged as they are sent and frames as they come out, which with B-frames is later and in another order;
+    the time stamp joins the two.
+    """
+
+    def __init__(self) -> None:
+        self.last: str | None = None
+        self._detail: str | None = None
+        self._before_key: str | None = None
+        self._key_pts: int | None = None
+        self._leading = False
+        self._doubts: dict[int | None, str | None] = {}
+
+    def send(self, packet: Any) -> None:
+        """Note what is known of a packet before it is decoded."""
+        if packet.is_keyframe:
+            self._before_key, self._detail, self._key_pts = self._detail, None, packet.pts
+        # Frames shown before a key frame but sent after it refer to the frames before it.
+        self._leading = None not in (packet.pts, self._key_pts) and packet.pts < self._key_pts
+        if packet.is_corrupt:
+            self.strike("the container marks a packet as corrupt")
+        self._doubts[packet.pts] = self._before_key if self._leading else self._detail
 
     def strike(self, detail: str) -> None:
-        self.detail = self.last = detail
+        """Doubt what is sent from here on."""
+        self._detail = self.last = detail
+        if self._leading:
+            self._before_key = detail
 
     def judge(self, frame: VideoFrame) -> tuple[str, str | None]:
+        """Status and detail of a frame."""
+        doubt = self._doubts.pop(frame.pts, self._detail)
         if frame.is_corrupt:
-            self.strike("the decoder marks it as corrupt")
-            return SUSPECT, self.detail
-        if frame.key_frame:
-            self.detail = None
-        return (OK, None) if self.detail is None else (SUSPECT, f"follows damage: {self.detail}")
+            self.strike("the decoder marks a frame as corrupt")
+            return SUSPECT, self.last
+        return (OK, None) if doubt is None else (SUSPECT, f"follows damage: {doubt}")
 
 
-@dataclass
 class _Delivery:
     """Which frames of a range have been handed out."""
 
-    wanted: FrameRange
-    place: dict[int, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.place = {int(pts): i for i, pts in enumerate(self.wanted.pts)}
+    def __init__(self, wanted: FrameRange) -> None:
+        self._range = wanted
+        self._place = {int(pts): i for i, pts in enumerate(wanted.pts)}
+        self.missing = int(wanted.wanted.sum())
 
     def take(self, frame: VideoFrame, status: str, detail: str | None) -> Frame | None:
-        """The frame, if it is one of the range that has not been handed out."""
-        i = self.place.pop(frame.pts, None) if frame.pts is not None else None
-        if i is None:
+        """The frame, if it is a wanted one that has not been handed out."""
+        pts = frame.pts
+        if pts is None or (i := self._place.get(pts)) is None or not self._range.wanted[i]:
             return None
-        if not self.wanted.wanted[i]:
-            return self._frame(i, None, SKIPPED, None)
-        return self._frame(i, _upright(frame, self.wanted.rotation), status, detail)
+        del self._place[pts]
+        self.missing -= 1
+        return _planned_frame(self._range, i, status, detail, _upright(frame, self._range.rotation))
 
     def rest(self, detail: str) -> Iterator[Frame]:
-        """A row for each frame that never came."""
-        for i in sorted(self.place.values()):
-            asked = self.wanted.wanted[i]
-            yield self._frame(i, None, DECODE_ERROR if asked else SKIPPED, detail if asked else None)
+        """A row for each frame that was not wanted or never came."""
+        for i in sorted(self._place.values()):
+            asked = self._range.wanted[i]
+            yield _planned_frame(self._range, i, DECODE_ERROR if asked else SKIPPED, detail if asked else None)
 
-    def _frame(self, i: int, image: np.ndarray | None, status: str, detail: str | None) -> Frame:
-        wanted = self.wanted
-        return Frame(wanted.first + i, int(wanted.pts[i]), bool(wanted.key[i]), image, status, detail=detail)
+
+def _planned_frame(
+    wanted: FrameRange, i: int, status: str, detail: str | None, image: np.ndarray | None = None
+) -> Frame:
+    return Frame(wanted.first + i, int(wanted.pts[i]), bool(wanted.key[i]), image, status, detail=detail)
 
 
 def _read_range(wanted: FrameRange) -> Iterator[Frame]:
     delivery, damage = _Delivery(wanted), _Damage()
-    end = wanted.pts[-1]
-    try:
-        with closing(_open(wanted.source.path)) as container:
-            stream = _video_stream(container, wanted.source.path)
-            for frame in _decode_from(container, stream, wanted.anchor, damage):
-                status, detail = damage.judge(frame)
-                if delivered := delivery.take(frame, status, detail):
-                    yield delivered
-                if not delivery.place or (frame.pts is not None and frame.pts > end):
-                    break
-    except VideoOpenError as error:
-        damage.strike(str(error))
+    if delivery.missing:
+        for frame in _decode(wanted, damage):
+            if delivered := delivery.take(frame, *damage.judge(frame)):
+                yield delivered
+            if not delivery.missing or (frame.pts is not None and frame.pts > wanted.pts[-1]):
+                break
     yield from delivery.rest(damage.last or "the decoder gave no frame for it")
 
 
 def _read_all(wanted: FrameRange) -> Iterator[Frame]:
     """Frames in the order the decoder gives them, their numbers by counting."""
     damage, ticks = _Damage(), frame_ticks(wanted.time_base, wanted.fps)
+    planned, number = len(wanted.pts), 0
     last: list[int] = []
-    number = 0
-    with closing(_open(wanted.source.path)) as container:
-        stream = _video_stream(container, wanted.source.path)
-        for number, frame in enumerate(_decode_from(container, stream, None, damage)):
-            status, detail = damage.judge(frame)
-            stamp = frame.pts if _has_presentation_times(container, stream) else None
-            last = reckon_pts([*last, stamp], ticks)[-1:]
-            asked = number >= len(wanted.wanted) or bool(wanted.wanted[number])
-            image = _upright(frame, wanted.rotation) if asked else None
-            if asked and last[0] != stamp:
+    for frame in _decode(wanted, damage):
+        status, detail = damage.judge(frame)
+        last = reckon_pts([*last, frame.pts if wanted.stamped else None], ticks)[-1:]
+        if wanted.wanted[min(number, planned - 1)]:
+            if last[0] != frame.pts:
                 detail = detail or "no usable time stamp; reckoned from the frame rate"
-            yield Frame(
-                number,
-                last[0],
-                bool(frame.key_frame),
-                image,
-                status if asked else SKIPPED,
-                detail=detail if asked else None,
-            )
+            image = _upright(frame, wanted.rotation)
+            yield Frame(number, last[0], bool(frame.key_frame), image, status, detail=detail)
+        else:
+            yield Frame(number, last[0], bool(frame.key_frame), None, SKIPPED)
+        number += 1
+    lost = f"the decoder gave {number} of {planned} frames" + (f" ({damage.last})" if damage.last else "")
+    for i in range(number, planned):
+        last = reckon_pts([*last, None], ticks)[-1:]
+        yield Frame(i, last[0], False, None, DECODE_ERROR, detail=lost)
+
+
+def _decode(wanted: FrameRange, damage: _Damage) -> Iterator[VideoFrame]:
+    """Frames from the anchor on. What the file holds never raises; InputLost if the file cannot be got at any more."""
+    path = wanted.source.path
+    try:
+        check_regular(path)
+    except VideoOpenError as error:
+        raise InputLost(error.video, error.problem) from error
+    try:
+        with closing(_open(path)) as container:
+            yield from _decode_from(container, _video_stream(container, path), wanted.anchor, damage)
+    except VideoOpenError as error:
+        damage.strike(error.problem)
 
 
 def _decode_from(
@@ -420,18 +488,17 @@ def _decode_from(
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise InputLost(shown(container.name.removeprefix("file:")), _reason(error)) from error
             damage.strike(f"the file cannot be read further ({_reason(error)})")
             packet = None
+        if packet is not None:
+            damage.send(packet)
         try:
-            frames = stream.codec_context.decode(packet)
+            yield from stream.codec_context.decode(packet)
         except av.FFmpegError as error:
             if not isinstance(error, av.error.EOFError):
                 damage.strike(_reason(error))
-            frames = []
-        else:
-            if packet is not None and packet.is_corrupt:
-                damage.strike("the container marks a packet as corrupt")
-        yield from frames
         if packet is None:
             return
 
@@ -471,8 +538,8 @@ def _upright(frame: VideoFrame, rotation: int) -> np.ndarray:
     return cv2.rotate(image, turn[rotation]) if rotation in turn else image
 
 
-def _reason(error: av.FFmpegError) -> str:
-    return _lower(error.strerror or str(error))
+def _reason(error: Exception) -> str:
+    return _lower(getattr(error, "strerror", None) or str(error))
 
 
 def _lower(text: str | None) -> str:
@@ -493,7 +560,9 @@ def _index_images(source: Source) -> FrameIndex:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + zlib.crc32(data).to_bytes(4, "big"))
     n = len(source.images)
     every = np.ones(n, dtype=bool)
-    return FrameIndex(np.arange(n), every, every, True, None, 0, Fraction(1), None, "images", digest.hexdigest())
+    return FrameIndex(
+        np.arange(n), every, every, True, True, None, 0, Fraction(1), None, "images", digest.hexdigest(), None
+    )
 
 
 def _read_images(wanted: FrameRange) -> Iterator[Frame]:

@@ -21,7 +21,6 @@ PLAN, MANIFEST, SUCCESS = "plan.json", "manifest.json", "_SUCCESS"
 _PUBLISHED = ("poses", "frames")
 _WORKING = ("_chunks", "_tmp")
 _CHUNK_SUFFIX = ".chunk"
-_OURS = frozenset((PLAN, MANIFEST, SUCCESS, *_PUBLISHED, *_WORKING))
 
 
 class Ledger:
@@ -58,8 +57,10 @@ class Ledger:
         try:
             for name in (SUCCESS, MANIFEST):
                 (self.out / name).unlink(missing_ok=True)
-            for name in (*_PUBLISHED, *_WORKING):
-                shutil.rmtree(self.out / name, ignore_errors=True)
+            self.clean()
+            for name in _PUBLISHED:
+                for table in (self.out / name).glob("*.parquet"):
+                    table.unlink()
             (self.out / PLAN).unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(str(self.out), f"cannot be cleared ({error})") from error
@@ -73,7 +74,8 @@ class Ledger:
             entries = set(os.listdir(self.out))
             if PLAN in entries:
                 return False
-            return not entries <= _OURS or any(any((self.out / name).iterdir()) for name in entries & {*_PUBLISHED})
+            filled = any(any((self.out / name).iterdir()) for name in entries & {*_PUBLISHED})
+            return filled or not entries <= {*_PUBLISHED, *_WORKING}
         except FileNotFoundError:
             return False
         except NotADirectoryError as error:
@@ -101,6 +103,13 @@ class Ledger:
             raise OutputError(str(self.out), "is a file, not a folder") from error
         except OSError as error:
             raise OutputError(str(self.out), f"cannot read {name} ({error})") from error
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a published file, None if it is not there."""
+        try:
+            return (self.out / name).stat().st_size
+        except OSError:
+            return None
 
     def path(self, name: str) -> Path:
         return self.out / name
@@ -136,14 +145,13 @@ class Ledger:
         with _storing(self.out / name), self._temporary(Path(name).name) as tmp:
             yield tmp
             if not self._publish(tmp, name) and sha256(tmp) != sha256(self.out / name):
-                raise SinkError(
-                    f"{self.out / name}: is there already with other content; run `posejob verify {self.out}`"
-                )
+                raise SinkError(f"{self.out / name}: is there already with other content; --overwrite to start afresh")
 
     def clean(self) -> None:
         """Remove the working folders of a job that is done."""
         for name in _WORKING:
-            shutil.rmtree(self.out / name, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.out / name)
 
     @contextlib.contextmanager
     def _temporary(self, stem: str) -> Iterator[Path]:

@@ -124,7 +124,8 @@ def plan_ranges(index: FrameIndex, wanted: np.ndarray, chunk_frames: int) -> lis
 
     A cut falls on the key frame nearest to where it is due if one lies within half a chunk, because decoding can begin
     there; else where it is due, and whoever reads the chunk decodes the frames from the last key frame on as a
-    run-up. A source whose frames are known by counting alone is one range.
+    run-up. Where that is longer than a chunk, the chunk grows to its length. A source whose frames are known by
+    counting alone is one range.
     """
     frames = np.flatnonzero(wanted)
     if not len(frames):
@@ -135,7 +136,11 @@ def plan_ranges(index: FrameIndex, wanted: np.ndarray, chunk_frames: int) -> lis
     entries = np.flatnonzero(index.entry)
     ranges = []
     while stop - first > chunk_frames * 3 // 2:
-        due = first + chunk_frames
+        # As long as its run-up: where key frames are rare, all run-ups together stay within twice the video.
+        length = max(chunk_frames, first - (index.anchor(first) or 0))
+        if stop - first <= length * 3 // 2:
+            break
+        due = first + length
         near = entries[2 * np.abs(entries - due) < chunk_frames]
         cut = int(near[np.argmin(np.abs(near - due))]) if len(near) else due
         ranges.append((first, cut))
@@ -156,8 +161,11 @@ def frame_range(video: VideoPlan, chunk: Chunk, selection: Selection) -> FrameRa
         key=index.key[part],
         wanted=selection.wanted(np.arange(chunk.first, chunk.stop), index.time_s[part]),
         anchor=None if anchor is None else int(index.pts[anchor]),
+        run_up=chunk.first - (anchor or 0),
+        state=index.state,
         rotation=index.rotation,
         ordered=index.ordered,
+        stamped=index.stamped,
         time_base=index.time_base,
         fps=index.fps,
     )

@@ -31,7 +31,7 @@ def watching() -> Iterator[Observer]:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} frames  {task.fields[fps]}"),
+        TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -58,24 +58,27 @@ class _Rate:
 class _Bar:
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
-        self._task = bar.add_task("planning", total=None, fps="")
+        self._task = bar.add_task("planning", total=None, count="")
         self._rate = _Rate()
-        self._failed = 0
+        self._done = self._total = self._failed = 0
 
     def __call__(self, event: Event) -> None:
         match event:
             case Planned(plan, done):
-                self._rate = _Rate()
-                self._bar.update(self._task, description="starting", total=plan.n_selected, completed=done)
+                self._rate, self._done, self._total = _Rate(), done, plan.n_selected
+                self._show("starting")
             case UnitDone(result, n_frames):
                 self._failed += isinstance(result, UnitFailure)
                 self._rate.add(n_frames)
-                failed = f", {self._failed} chunks failed" if self._failed else ""
-                self._bar.update(
-                    self._task, description="inferring", advance=n_frames, fps=f"{self._rate.fps:.1f}/s{failed}"
-                )
+                self._done += n_frames
+                self._show("inferring", f"  {self._rate.fps:.1f}/s")
         if text := line_for(event):
             self._bar.console.print(text, markup=False)
+
+    def _show(self, what: str, pace: str = "") -> None:
+        failed = f"  {count(self._failed, 'chunk')} failed" if self._failed else ""
+        told = f"{self._done:,}/{count(self._total, 'frame')}{pace}{failed}"
+        self._bar.update(self._task, description=what, total=self._total, completed=self._done, count=told)
 
 
 class _Lines:
@@ -110,7 +113,7 @@ def line_for(event: Event) -> str | None:
         case Planned(plan, done):
             earlier = f", {done:,} of them done by an earlier run" if done else ""
             videos, chunks = count(len(plan.videos), "video"), count(plan.n_chunks, "chunk")
-            return f"{videos}, {plan.n_selected:,} frames in {chunks}{earlier}"
+            return f"{videos}, {count(plan.n_selected, 'frame')} in {chunks}{earlier}"
         case UnitDone(UnitFailure(key, reason), n_frames):
             return f"chunk {key[:8]} ({count(n_frames, 'frame')}) given up: {reason}"
         case VideoDone(report) if report.status != VIDEO_OK:
@@ -144,14 +147,14 @@ def summary_text(report: JobReport) -> str:
     bad = [f"{totals[status]} {status}" for status in ("degraded", "failed") if totals[status]]
     lines = [
         f"{count(totals['videos'], 'video')}{' (' + ', '.join(bad) + ')' if bad else ''}, "
-        f"{totals['frames']:,} frames, {totals['people']:,} people found"
+        f"{count(totals['frames'], 'frame')}, {totals['people']:,} people found"
     ]
     if report.again:
         lines.append("all of it done by an earlier run, nothing to do")
         lines += [_bad_line(video) for video in report.videos if video.status != VIDEO_OK]
     else:
         rate = f", {report.n_inferred / report.seconds:.1f} frames/s with start-up" if report.n_inferred else ""
-        lines.append(f"{report.n_inferred:,} frames inferred in {duration(report.seconds)}{rate}")
+        lines.append(f"{count(report.n_inferred, 'frame')} inferred in {duration(report.seconds)}{rate}")
     lines.append(f"results in {shown(report.out)}")
     # JSON's quotes leave the single ones to the shell, in which nothing is special.
     out = json.dumps(report.out, ensure_ascii=not report.out.isprintable())

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from jobs import __version__
 from jobs.discover import Source, discover
-from jobs.errors import EXIT_OK, EXIT_SOME_FAILED, ConfigError, OutputError, VideoOpenError
+from jobs.errors import EXIT_OK, EXIT_SOME_FAILED, ConfigError, OutputError, SinkError, VideoOpenError
 from jobs.events import Note, Observer, Planned, UnitDone, VideoDone
 from jobs.executors.base import Executor, Layout, UnitFailure, layout, usable_cpus
 from jobs.finalise import (
@@ -27,7 +28,7 @@ from jobs.frames import FrameIndex, probe
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, seal, sha256
 from jobs.plan import Chunk, Plan, VideoPlan, check_same_job, frame_range, make_plan, planned_chunk_frames
 from jobs.sink import chunk_bytes
-from jobs.spec import Options, RunSpec
+from jobs.spec import Options, RunSpec, Selection
 from jobs.worker import WorkerSpec, WorkUnit, tables_without_reading
 from models.registry import Network, find_network
 from models.runtime import check_device
@@ -99,6 +100,8 @@ def prepare(spec: RunSpec, observe: Observer) -> Prepared:
     options = Options(height, spec.selection, spec.max_people, spec.min_score)
     chunk_frames = planned_chunk_frames(Ledger(spec.out).read(PLAN) or "") if not spec.overwrite else None
     plan = make_plan(_probe_all(found.sources), network, options, chunk_frames or spec.chunk_frames)
+    if not plan.n_selected and plan.n_frames:
+        raise ConfigError("no frame is selected; are --from and --to within the videos?")
     return Prepared(plan, network, device, found.problems)
 
 
@@ -117,18 +120,14 @@ def run_job(spec: RunSpec, start: StartExecutor, observe: Observer) -> JobReport
         ledger.clean()
         observe(Planned(job.plan, job.plan.n_selected))
         return JobReport(str(spec.out), done, job.problems, 0, time.monotonic() - began, again=True)
-
-    missing = _missing(ledger, job.plan)
-    observe(Planned(job.plan, job.plan.n_selected - sum(selected for *_, selected in missing)))
     run = _Run(ledger, job, observe)
-    run.finish_videos_without(missing)
-    if missing:
-        division = layout(usable_cpus(), spec.workers)
-        worker = WorkerSpec(job.network, job.device, division.threads, job.plan.options, ledger)
-        with start(worker, division) as executor:
-            run.work(executor, missing)
-    run.publish_manifest()
-    ledger.clean()
+    try:
+        run.all(spec.workers, start)
+    except SinkError:
+        # Another run of the same command may have finished meanwhile, and cleaned up.
+        if run.lost_the_folder() or not (done := read_report(ledger)):
+            raise
+        return JobReport(str(spec.out), done, job.problems, run.n_inferred, time.monotonic() - began, again=True)
     videos = tuple(run.reports[video.video_id] for video in job.plan.videos)
     return JobReport(str(spec.out), videos, job.problems, run.n_inferred, time.monotonic() - began)
 
@@ -140,6 +139,12 @@ def read_report(ledger: Ledger) -> tuple[VideoReport, ...] | None:
     text = ledger.read(MANIFEST)
     try:
         manifest = json.loads(text or "")
+        for file in manifest["files"]:
+            if ledger.size(file["path"]) != file["bytes"]:
+                problem = (
+                    f"{file['path']} is missing or has changed since the job was done; --overwrite to start afresh"
+                )
+                raise OutputError(str(ledger.out), problem)
         return tuple(_video_report(video, manifest["files"]) for video in manifest["videos"])
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(str(ledger.out), "its manifest.json is damaged; --overwrite to start afresh") from error
@@ -186,28 +191,19 @@ def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool) -> Plan:
     return plan
 
 
-_Missing = tuple[VideoPlan, WorkUnit, int]
-
-
-def _missing(ledger: Ledger, plan: Plan) -> list[_Missing]:
-    """Chunks still to do: (video, unit, number of selected frames)."""
+def _missing(ledger: Ledger, plan: Plan) -> list[tuple[VideoPlan, Chunk]]:
+    """Chunks still to do, in order."""
     done = ledger.committed()
-    missing = []
-    for video in plan.videos:
-        for chunk in video.chunks:
-            if chunk.key not in done:
-                unit = _work_unit(video, plan, chunk)
-                missing.append((video, unit, int(unit.frames.wanted.sum())))
-    return missing
+    return [(video, chunk) for video in plan.videos for chunk in video.chunks if chunk.key not in done]
 
 
-def _work_unit(video: VideoPlan, plan: Plan, chunk: Chunk) -> WorkUnit:
+def _work_unit(video: VideoPlan, chunk: Chunk, selection: Selection) -> WorkUnit:
     index = video.index
     assert index is not None
     return WorkUnit(
         key=chunk.key,
         video_id=video.video_id,
-        frames=frame_range(video, chunk, plan.options.selection),
+        frames=frame_range(video, chunk, selection),
         size=index.size,
         start_pts=None if index.size is None else int(index.pts[0]),
     )
@@ -222,35 +218,55 @@ class _Run:
         self.devices: set[str] = set()
         self.n_inferred = 0
         self._began = datetime.now(UTC)
+        self._plan_bytes = ledger.read_bytes(PLAN)
 
-    def work(self, executor: Executor, missing: list[_Missing]) -> None:
-        """Run the missing chunks; publish each video when its last one is in."""
-        by_key = {unit.key: (video, unit, selected) for video, unit, selected in missing}
-        skeleton = self.job.network.manifest.skeleton
-        left: dict[str, int] = {}
-        for video, *_ in missing:
-            left[video.video_id] = left.get(video.video_id, 0) + 1
-        for result in executor.run(unit for _, unit, _ in missing):
-            video, unit, selected = by_key[result.key]
-            if isinstance(result, UnitFailure):
-                # Committed like any other result, so that a job stopped before its end does not find another one.
-                self.ledger.commit_chunk(unit.key, chunk_bytes(*tables_without_reading(unit, skeleton, result.reason)))
-            else:
-                self.n_inferred += result.n_inferred
-                self.devices.add(result.device)
-            self.observe(UnitDone(result, selected))
-            left[video.video_id] -= 1
-            if not left[video.video_id]:
-                self._finish(video)
-
-    def finish_videos_without(self, missing: list[_Missing]) -> None:
-        """Publish the videos that have no chunk to wait for."""
-        waiting = {video.video_id for video, *_ in missing}
-        for video in self.job.plan.videos:
+    def all(self, workers: int | None, start: StartExecutor) -> None:
+        """From what earlier runs have left to `_SUCCESS`."""
+        plan = self.job.plan
+        missing = _missing(self.ledger, plan)
+        to_do = sum(self._n_selected(video, chunk) for video, chunk in missing)
+        self.observe(Planned(plan, plan.n_selected - to_do))
+        waiting = Counter(video.video_id for video, _ in missing)
+        for video in plan.videos:
             if video.video_id not in waiting:
                 self._finish(video)
+        if missing:
+            division = layout(usable_cpus(), workers)
+            worker = WorkerSpec(self.job.network, self.job.device, division.threads, plan.options, self.ledger)
+            with start(worker, division) as executor:
+                self._work(executor, missing, waiting)
+        self._publish_manifest()
+        self.ledger.clean()
+
+    def lost_the_folder(self) -> bool:
+        """Whether another job has taken the output folder over since this one began (`--overwrite`)."""
+        return self.ledger.read_bytes(PLAN) != self._plan_bytes
+
+    def _n_selected(self, video: VideoPlan, chunk: Chunk) -> int:
+        return int(_work_unit(video, chunk, self.job.plan.options.selection).frames.wanted.sum())
+
+    def _work(self, executor: Executor, missing: list[tuple[VideoPlan, Chunk]], waiting: Counter[str]) -> None:
+        """Run the missing chunks; publish each video when its last one is in."""
+        by_key = {chunk.key: (video, chunk) for video, chunk in missing}
+        selection, skeleton = self.job.plan.options.selection, self.job.network.manifest.skeleton
+        units = (_work_unit(video, chunk, selection) for video, chunk in missing)
+        with contextlib.closing(executor.run(units)) as results:
+            for result in results:
+                video, chunk = by_key[result.key]
+                if isinstance(result, UnitFailure):
+                    # Committed like any other result, so that a job stopped before its end does not find another one.
+                    tables = tables_without_reading(_work_unit(video, chunk, selection), skeleton, result.reason)
+                    self.ledger.commit_chunk(chunk.key, chunk_bytes(*tables))
+                else:
+                    self.n_inferred += result.n_inferred
+                    self.devices.add(result.device)
+                self.observe(UnitDone(result, self._n_selected(video, chunk)))
+                waiting[video.video_id] -= 1
+                if not waiting[video.video_id]:
+                    self._finish(video)
 
     def _finish(self, video: VideoPlan) -> None:
+        self._check_folder()
         if video.index is None:
             report = failed_video(video)
         else:
@@ -259,8 +275,13 @@ class _Run:
         self.reports[video.video_id] = report
         self.observe(VideoDone(report))
 
-    def publish_manifest(self) -> None:
+    def _check_folder(self) -> None:
+        if self.lost_the_folder():
+            raise OutputError(str(self.ledger.out), "another job has taken it over; nothing more is written")
+
+    def _publish_manifest(self) -> None:
         """The manifest, which seals the files, then `_SUCCESS`, which seals the manifest."""
+        self._check_folder()
         plan, network = self.job.plan, self.job.network
         videos = [self.reports[video.video_id] for video in plan.videos]
         plan_file = self.ledger.path(PLAN)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.discover import shown
-from jobs.frames import DECODE_ERROR, SKIPPED, Frame, FrameRange, read_frames, seconds
+from jobs.frames import DECODE_ERROR, SKIPPED, Frame, FrameRange, check_unchanged, read_frames, seconds
 from jobs.ledger import Ledger
 from jobs.sink import chunk_bytes
 from jobs.spec import Options
@@ -38,8 +38,9 @@ class WorkUnit:
     start_pts: int | None
 
     @property
-    def n_frames(self) -> int:
-        return len(self.frames.pts)
+    def n_decoded(self) -> int:
+        """Frames to decode, the run-up included."""
+        return self.frames.run_up + len(self.frames.pts)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class PoseWorker:
         for (frame, letterbox), fields in self._runtime.infer(self._pictures(unit, rows)):
             poses = decode_poses(fields, letterbox, manifest.skeleton, DecodeParams())
             rows.add(frame, poses.select(options.min_score, options.max_people))
+        check_unchanged(unit.frames)
         self.spec.ledger.commit_chunk(unit.key, chunk_bytes(*rows.tables()))
         return UnitReport(
             key=unit.key,

@@ -5,6 +5,7 @@ ModelError
   ModelNotFound      neither here nor to be fetched: stop before work starts
   ModelDamaged       bytes that are not the ones the manifest names: stop before work starts
   DeviceError        no such device here: stop before work starts
+  NetworkUnusable    files that OpenVINO cannot read: stop before work starts
   InferenceError     a frame could not be inferred: retry elsewhere
 """
 
@@ -54,6 +55,10 @@ class DeviceError(ModelError):
 
     def __str__(self) -> str:
         return f"--device {self.device}: not on this machine; OpenVINO finds {', '.join(self.available) or 'none'}"
+
+
+class NetworkUnusable(ModelError):
+    """OpenVINO cannot read the network's files."""
 
 
 class InferenceError(ModelError):

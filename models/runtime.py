@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import openvino as ov
 
-from models.errors import DeviceError, InferenceError, ManifestError
+from models.errors import DeviceError, InferenceError, ManifestError, NetworkUnusable
 from models.registry import Network
 from posecore.fields import Fields
 
@@ -50,6 +50,7 @@ class PoseRuntime:
         self.threads = threads
         self.execution_device = ""
         self._core = ov.Core()
+        self._check_outputs(self._read())
         self._compiled: OrderedDict[tuple[int, int], _Compiled] = OrderedDict()
 
     def prepare(self, width: int, height: int) -> None:
@@ -114,8 +115,7 @@ class PoseRuntime:
     def _compile(self, shape: tuple[int, int]) -> _Compiled:
         manifest = self.network.manifest
         try:
-            model = self._core.read_model(self.network.path)
-            self._check_outputs(model)
+            model = self._read()
             model.reshape([1, 3, *shape])
             model = _with_preprocessing(model, manifest.color, manifest.mean, manifest.scale)
             compiled = self._core.compile_model(model, self.device, self._properties())
@@ -129,6 +129,12 @@ class PoseRuntime:
             ) from error
         self._check_shapes(compiled, shape)
         return _Compiled(compiled, requests)
+
+    def _read(self) -> ov.Model:
+        try:
+            return self._core.read_model(self.network.path)
+        except RuntimeError as error:
+            raise NetworkUnusable(f"{self.network.path}: OpenVINO cannot read it: {_first_line(error)}") from error
 
     def _properties(self) -> dict[str, object]:
         if self.device != "CPU":

@@ -48,15 +48,19 @@ class Letterbox:
         return (np.asarray(xy_net, dtype=np.float64) - self.pad) / self.scale
 
 
+_WIDEST = 8
+
+
 def network_size(src: tuple[int, int], height: int, multiple: int) -> tuple[int, int]:
     """The network input (width, height) for pictures of `src` (width, height) at a network height.
 
     The width follows the picture's aspect ratio, rounded up to `multiple`, so that at most `multiple - 1` columns of
-    compute go into padding. Raises GeometryError if `height` is no positive multiple of `multiple`.
+    compute go into padding; but it is at most `_WIDEST` times the height: a strip of one row must not take gigabytes.
+    Raises GeometryError if `height` is no positive multiple of `multiple`.
     """
     if height < multiple or height % multiple:
         raise GeometryError(f"network height {height} is not a positive multiple of {multiple}")
     if min(src) < 1:
         raise GeometryError(f"a picture of {src[0]}x{src[1]} has no pixels")
-    width = max(1, round(src[0] * height / src[1]))
+    width = min(max(1, round(src[0] * height / src[1])), _WIDEST * height)
     return -(-width // multiple) * multiple, height

@@ -64,7 +64,8 @@ def decode_poses(fields: Fields, letterbox: Letterbox, skeleton: Skeleton, param
     people = group_people(peaks, limbs, skeleton, params.group)
 
     missing = people.peak < 0
-    xy_src = letterbox.to_src(peaks.xy_cell.astype(np.float64) * fields.stride)
+    # A peak in the padding is a keypoint just outside; it is reported at the picture's edge.
+    xy_src = np.clip(letterbox.to_src(peaks.xy_cell.astype(np.float64) * fields.stride), 0, letterbox.src)
     # One row of NaN behind the peaks serves index -1.
     xy_src = np.vstack([xy_src, np.full((1, 2), np.nan)])[people.peak]
     keypoint_score = np.append(peaks.score, np.float32(np.nan))[people.peak]

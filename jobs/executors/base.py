@@ -1,7 +1,7 @@
 """What every executor promises, and the decisions all of them share."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -33,7 +33,7 @@ class Worker(Protocol):
 class Executor(Protocol):
     """Runs work units somewhere."""
 
-    def run(self, units: Iterable[WorkUnit]) -> Iterator[UnitReport | UnitFailure]:
+    def run(self, units: Iterable[WorkUnit]) -> Generator[UnitReport | UnitFailure]:
         """One answer per unit, in any order. Units are taken from the iterable as room becomes free.
 
         Raises what no other worker could do better: a damaged network, an output folder that cannot be written to.

@@ -8,11 +8,13 @@ behind it is not.
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from jobs.errors import WorkerError
 from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, Worker, deadline_s, verdict
+from jobs.frames import MAX_PIXELS
 from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
 
 _IN_FLIGHT = 2
@@ -39,8 +42,8 @@ def private_ray(cpus: int) -> Iterator[None]:
     a `jobs.py` of its own: Ray would put the working directory and the script's folder on their path.
     """
     root = str(Path(__file__).resolve().parents[2])
-    # In /tmp whatever TMPDIR says: the paths of Ray's sockets must stay below 108 characters. It goes with its logs when
-    # the job ends; Ray's own folder would stay.
+    # In /tmp whatever TMPDIR says: the paths of Ray's sockets must stay below 108 characters. It goes with its logs
+    # when the job ends; Ray's own folder would stay.
     with (
         tempfile.TemporaryDirectory(prefix="posejob-", dir="/tmp", ignore_cleanup_errors=True) as elsewhere,
         contextlib.chdir(elsewhere),
@@ -56,10 +59,17 @@ def private_ray(cpus: int) -> Iterator[None]:
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=elsewhere,
         )
+        _stop_on_sigterm()
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _stop_on_sigterm() -> None:
+    """End as with Ctrl-C when docker, systemd or a batch system says so. After `ray.init`, which sets its own way."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def _tame_ray() -> None:
@@ -75,6 +85,8 @@ def _surroundings(root: str) -> Iterator[None]:
     wanted = {
         "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONSAFEPATH": "1",
+        # As many pixels as of a video; OpenCV reads it when it is loaded.
+        "OPENCV_IO_MAX_IMAGE_PIXELS": str(MAX_PIXELS),
         # The worker's CPUs are the network's; NumPy's small matrix products gain nothing from threads of their own.
         "OPENBLAS_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -133,7 +145,7 @@ class RayExecutor:
         self._exhausted = False
         self._failed_starts = 0
 
-    def run(self, units: Iterable[WorkUnit]) -> Iterator[UnitReport | UnitFailure]:
+    def run(self, units: Iterable[WorkUnit]) -> Generator[UnitReport | UnitFailure, None, None]:
         source = iter(units)
         self._actors = [self._start() for _ in range(self._layout.workers)]
         try:
@@ -165,7 +177,7 @@ class RayExecutor:
 
     def _give(self, actor: _Actor, order: _Order) -> None:
         if not actor.orders:
-            actor.deadline = time.monotonic() + deadline_s(order.unit.n_frames)
+            actor.deadline = time.monotonic() + deadline_s(order.unit.n_decoded)
         actor.orders[actor.handle.run.remote(order.unit)] = order
 
     def _wait(self) -> Iterator[UnitReport | UnitFailure]:
@@ -173,7 +185,9 @@ class RayExecutor:
         busy = [actor for actor in self._actors if actor.refs]
         refs = [ref for actor in busy for ref in actor.refs]
         patience = min(actor.deadline for actor in busy) - time.monotonic()
-        ready, _ = ray.wait(refs, timeout=max(0.0, patience))
+        ray.wait(refs, timeout=max(0.0, patience))
+        # All that have answered, so that none is taken for hung after this process itself was held up.
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for actor in busy:
             mine = [ref for ref in ready if ref in actor.refs]
             if mine:
@@ -188,7 +202,7 @@ class RayExecutor:
             # A connection that comes back, or an actor about to be declared dead; neither is the unit's fault.
             time.sleep(_UNAVAILABLE_PAUSE_S)
             if ref is not actor.setup:
-                self._again.append(actor.orders.pop(ref))
+                self._again.append(self._done(actor, ref))
         except RayActorError as error:
             yield from self._replace(actor, error)
         except RayTaskError as error:
@@ -209,7 +223,7 @@ class RayExecutor:
         order = actor.orders.pop(ref)
         if actor.orders:
             following = next(iter(actor.orders.values()))
-            actor.deadline = time.monotonic() + deadline_s(following.unit.n_frames)
+            actor.deadline = time.monotonic() + deadline_s(following.unit.n_decoded)
         return order
 
     def _failed(self, order: _Order, error: Exception) -> Iterator[UnitFailure]:
@@ -227,7 +241,7 @@ class RayExecutor:
         ray.kill(actor.handle)
         if actor.setup is not None:
             self._failed_starts += 1
-            if self._failed_starts >= MAX_ATTEMPTS:
+            if self._failed_starts >= MAX_ATTEMPTS and all(other.setup is not None for other in self._actors):
                 raise WorkerError(f"workers die while starting: {_one_line(error)}")
         orders = list(actor.orders.values())
         self._actors[self._actors.index(actor)] = self._start()

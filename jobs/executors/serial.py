@@ -1,6 +1,6 @@
 """One worker in this process: for tests, for benchmarks, and to see what Ray costs."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 from jobs.executors.base import UnitFailure, Verdict, Worker, verdict
 from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
@@ -12,7 +12,7 @@ class SerialExecutor:
     def __init__(self, spec: WorkerSpec, worker: Callable[[WorkerSpec], Worker] = PoseWorker) -> None:
         self._worker = worker(spec)
 
-    def run(self, units: Iterable[WorkUnit]) -> Iterator[UnitReport | UnitFailure]:
+    def run(self, units: Iterable[WorkUnit]) -> Generator[UnitReport | UnitFailure, None, None]:
         self._worker.setup()
         for unit in units:
             yield self._attempt(unit)

@@ -276,6 +276,21 @@ class TestInputs:
         assert [video.status for video in report.videos] == ["degraded"]
         assert report.videos[0].problems == ("frame 3 (3.png): decode_error: not a picture that OpenCV can read",)
 
+    def test_a_video_that_changes_its_size_keeps_its_people(self, tmp_path: Path, run_serially: RunSerially):
+        """Positions are in the pixels of each frame's own size."""
+        scenes = [walkers(8, 1, (480, 360)), walkers(8, 1, (360, 480))]
+        for i, scene in enumerate(scenes):
+            write_video(tmp_path / f"{i}.ts", scene.pictures(), pts=list(range(100 * i, 100 * i + 8)))
+        joined = tmp_path / "joined.ts"
+        joined.write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
+        run_serially([joined], tmp_path / "out", chunk_frames=5)
+        rows = read_poses(tmp_path / "out").to_pylist()
+        truth = [person for scene in scenes for (person,) in scene.truth()]
+        assert [row["frame"] for row in rows] == list(range(16))
+        for row, person in zip(rows, truth, strict=True):
+            away = np.linalg.norm(keypoints_of(row) - person.xy, axis=1)[person.visible]
+            assert np.nanmax(away) < 8
+
     def test_two_videos_of_one_name_stay_apart(self, walk: Path, tmp_path: Path, run_serially: RunSerially):
         for folder in ("a", "b"):
             (tmp_path / folder).mkdir()

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import SinkError
+from jobs.errors import ConfigError, InputLost, OutputError, SinkError
 from jobs.executors.base import UnitFailure
 from jobs.ledger import MANIFEST, SUCCESS, Ledger
+from jobs.spec import Moment, Selection
 from posecore import read_frames
 from tests.conftest import RunSerially
 
@@ -63,7 +64,7 @@ def test_a_job_stopped_after_giving_up_goes_on_to_the_same_end(
     walk: Path, tmp_path: Path, run_serially: RunSerially, failing: Any, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.run._Run.publish_manifest", interrupt)
+        patch.setattr("jobs.run._Run._publish_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_serially([walk], tmp_path, chunk_frames=6, start=failing(6, "the worker hung"))
     report = run_serially([walk], tmp_path, chunk_frames=6)
@@ -80,6 +81,81 @@ def test_a_job_stopped_between_manifest_and_seal_keeps_the_manifest(
     # The chunks went with `_SUCCESS` there; without it they are still there.
     run_serially([walk], tmp_path)
     assert (tmp_path / MANIFEST).read_bytes() == before
+
+
+def test_a_finished_job_with_a_table_gone_is_not_called_done(walk: Path, tmp_path: Path, run_serially: RunSerially):
+    run_serially([walk], tmp_path)
+    (table,) = (tmp_path / "frames").iterdir()
+    table.unlink()
+    with pytest.raises(OutputError, match=f"frames/{table.name} is missing or has changed"):
+        run_serially([walk], tmp_path)
+
+
+def test_a_folder_taken_over_by_another_job_is_left_alone(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, failing: Any
+):
+    """Somebody starts another job with --overwrite while this one is at its second chunk."""
+
+    @contextmanager
+    def start(worker: Any, layout: Any) -> Iterator[Any]:
+        with failing(-1, "")(worker, layout) as executor:
+            yield Meddling(executor, tmp_path / "plan.json")
+
+    with pytest.raises(OutputError, match="another job has taken it over; nothing more is written"):
+        run_serially([walk], tmp_path, chunk_frames=6, start=start)
+    assert not (tmp_path / SUCCESS).exists()
+
+
+class Meddling:
+    def __init__(self, executor: Any, plan: Path) -> None:
+        self.executor, self.plan = executor, plan
+
+    def run(self, units: Any) -> Iterator[Any]:
+        results = self.executor.run(units)
+        yield next(results)
+        self.plan.write_text("{}")
+        yield from results
+
+
+def test_the_slower_of_two_equal_runs_reports_what_the_faster_one_did(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, serial: Any
+):
+    """The faster one finishes, and cleans up, while the slower one is at its first chunk."""
+
+    @contextmanager
+    def start(worker: Any, layout: Any) -> Iterator[Any]:
+        run_serially([walk], tmp_path, chunk_frames=6)
+        with serial(worker, layout) as executor:
+            yield executor
+
+    report = run_serially([walk], tmp_path, chunk_frames=6, start=start)
+    assert report.again
+    assert report.exit_code == 0
+
+
+def test_an_input_that_goes_away_stops_the_job_and_records_nothing_about_it(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, serial: Any
+):
+    video = tmp_path / "video.mp4"
+    video.write_bytes(walk.read_bytes())
+    kept = tmp_path / "kept.mp4"
+
+    @contextmanager
+    def start(worker: Any, layout: Any) -> Iterator[Any]:
+        video.rename(kept)
+        with serial(worker, layout) as executor:
+            yield executor
+
+    with pytest.raises(InputLost, match="no such file or directory"):
+        run_serially([video], tmp_path / "out", start=start)
+    kept.rename(video)
+    assert run_serially([video], tmp_path / "out").exit_code == 0
+
+
+def test_nothing_selected_is_a_mistake_and_claims_no_folder(walk: Path, tmp_path: Path, run_serially: RunSerially):
+    with pytest.raises(ConfigError, match="no frame is selected"):
+        run_serially([walk], tmp_path / "out", selection=Selection(start=Moment(100, None)))
+    assert not (tmp_path / "out").exists()
 
 
 def interrupt(*args: Any) -> None:

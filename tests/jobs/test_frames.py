@@ -9,8 +9,19 @@ import numpy as np
 import pytest
 
 from jobs.discover import Source
-from jobs.errors import VideoOpenError
-from jobs.frames import DECODE_ERROR, OK, SKIPPED, SUSPECT, Frame, FrameIndex, probe, read_frames, reckon_pts
+from jobs.errors import InputLost, VideoOpenError
+from jobs.frames import (
+    DECODE_ERROR,
+    OK,
+    SKIPPED,
+    SUSPECT,
+    Frame,
+    FrameIndex,
+    check_unchanged,
+    probe,
+    read_frames,
+    reckon_pts,
+)
 from jobs.plan import Chunk as PlanChunk
 from jobs.plan import VideoPlan, frame_range, plan_ranges
 from jobs.spec import Selection
@@ -134,10 +145,8 @@ class TestDamage:
     @pytest.fixture
     def damaged(self, tmp_path: Path) -> Path:
         """Frames 12 to 23 are one GOP; the packet of frame 15 is overwritten with zeros."""
-        path = write_clip(tmp_path, "clip", Clip("mkv", "libx264", {"crf": "20", "bf": "0"}))
-        with av.open(str(path)) as container:
-            packet = [bytes(p) for p in container.demux(video=0) if p.size][15]
-        path.write_bytes(path.read_bytes().replace(packet, bytes(len(packet))))
+        path = write_clip(tmp_path, "clip", Clip("mkv", "libx264", {"crf": "20", "bf": "0", "sc_threshold": "0"}))
+        zero_packet(path, 15)
         return path
 
     @pytest.mark.parametrize("chunk_frames", [4, 1000])
@@ -151,12 +160,77 @@ class TestDamage:
         assert set(status[:15] + status[24:]) == {OK}
         assert all(frame.detail for frame in frames if frame.status != OK)
 
-    def test_a_file_that_vanishes_gives_rows_not_errors(self, tmp_path: Path):
+    @pytest.mark.parametrize("bf", ["0", "2", "3"])
+    @pytest.mark.parametrize("damaged_packet", [12, 13, 14, 15])
+    @pytest.mark.parametrize("chunk_frames", [7, 1000])
+    def test_what_is_called_ok_is_as_in_the_whole_file(
+        self, tmp_path: Path, bf: str, damaged_packet: int, chunk_frames: int
+    ):
+        path = write_clip(tmp_path, "clip", Clip("mkv", "libx264", {"crf": "20", "bf": bf, "sc_threshold": "0"}))
+        whole = dict(decode_all(path))
+        zero_packet(path, damaged_packet)
+        source = Source(path)
+        frames = read_in_chunks(source, probe(source), chunk_frames)
+        assert [frame.number for frame in frames] == list(range(N_FRAMES))
+        assert any(frame.status == DECODE_ERROR for frame in frames)
+        for frame in frames:
+            if frame.status == OK and frame.image is not None:
+                assert checksum(frame.image) == whole[frame.pts], f"frame {frame.number}"
+        # Of five groups of frames at most two can be touched.
+        assert sum(frame.status == OK for frame in frames) >= 36
+
+    @pytest.mark.parametrize("name", UNORDERED)
+    def test_counted_frames_that_are_lost_have_rows(self, tmp_path: Path, name: str):
+        path = write_clip(tmp_path, name, UNORDERED[name])
+        source = Source(path)
+        index = probe(source)
+        zero_packet(path, N_FRAMES - 1)
+        frames = read_in_chunks(source, index, 1000)
+        assert [frame.number for frame in frames] == list(range(N_FRAMES))
+        assert {SUSPECT, DECODE_ERROR} & {frame.status for frame in frames}
+
+    def test_a_clock_set_back_is_no_order(self, tmp_path: Path):
+        """Two files joined, the second beginning earlier: no two time stamps alike, but their order is not that of
+        the frames."""
+        write_video(tmp_path / "a.ts", blotches(20), pts=list(range(1000, 1020)))
+        write_video(tmp_path / "b.ts", blotches(20), pts=list(range(20)))
+        joined = tmp_path / "joined.ts"
+        joined.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+        source = Source(joined)
+        frames = read_in_chunks(source, probe(source), 10)
+        assert [picture for _, picture in as_decoded(frames)] == [picture for _, picture in decode_all(joined)]
+        assert (np.diff([frame.pts for frame in frames]) > 0).all()
+
+    def test_a_file_that_goes_away_is_no_damage(self, tmp_path: Path):
         source = Source(write_clip(tmp_path, "clip", ORDERED["h264-bframes"]))
         index = probe(source)
         source.path.unlink()
-        frames = read_in_chunks(source, index, 50)
-        assert [frame.status for frame in frames] == [DECODE_ERROR] * N_FRAMES
+        with pytest.raises(InputLost, match=r"clip-?.*mp4: no such file or directory; it could be read when"):
+            read_in_chunks(source, index, 50)
+
+    def test_a_file_that_is_replaced_is_noticed(self, tmp_path: Path):
+        source = Source(write_clip(tmp_path, "clip", ORDERED["h264-bframes"]))
+        index = probe(source)
+        chunk = PlanChunk("key", 0, N_FRAMES)
+        planned = frame_range(VideoPlan(source, index, (chunk,), N_FRAMES), chunk, EVERY_FRAME)
+        check_unchanged(planned)
+        shutil.copy(source.path, other := tmp_path / "other.mp4")
+        other.replace(source.path)
+        with pytest.raises(InputLost, match="changed or went away while the job ran"):
+            check_unchanged(planned)
+
+
+def zero_packet(path: Path, number: int) -> None:
+    """Overwrite a packet, in order of decoding, with zeros."""
+    with av.open(str(path)) as container:
+        packet = [bytes(packet) for packet in container.demux(video=0) if packet.size][number]
+    data = path.read_bytes()
+    if packet in data:
+        path.write_bytes(data.replace(packet, bytes(len(packet))))
+    else:  # A multiplex breaks packets up; the middle of the largest part will do.
+        part = packet[: len(packet) // 2][-64:]
+        assert part in data
+        path.write_bytes(data.replace(part, bytes(len(part))))
 
 
 class TestWhatCannotBeOpened:
@@ -185,6 +259,19 @@ class TestWhatCannotBeOpened:
         (path := tmp_path / "a.mp4").symlink_to(tmp_path / "nowhere.mp4")
         with pytest.raises(VideoOpenError, match="a link to a file that is not there"):
             probe(Source(path))
+
+    def test_a_title_that_is_not_utf8_is_nobodys_business(self, tmp_path: Path):
+        path = tmp_path / "a.avi"
+        with av.open(str(path), "w") as container:
+            container.metadata["title"] = "Geraet"
+            stream = container.add_stream("mjpeg", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+            for picture in blotches(3):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        data = path.read_bytes()
+        assert b"Geraet" in data
+        path.write_bytes(data.replace(b"Geraet", b"Ger\xe4t\0"))
+        assert len(probe(Source(path))) == 3
 
     def test_sound_alone(self, tmp_path: Path):
         path = tmp_path / "sound.mp4"

@@ -140,7 +140,7 @@ def test_other_bytes_under_a_taken_name_are_an_error(ledger: Ledger):
     with pytest.raises(SinkError) as caught, ledger.publishing("poses/a.parquet") as tmp:
         tmp.write_bytes(b"two")
     assert str(caught.value) == (
-        f"{ledger.out}/poses/a.parquet: is there already with other content; run `posejob verify {ledger.out}`"
+        f"{ledger.out}/poses/a.parquet: is there already with other content; --overwrite to start afresh"
     )
     assert (ledger.out / "poses" / "a.parquet").read_bytes() == b"one"
     assert temporaries(ledger) == []
@@ -314,8 +314,10 @@ def finished(ledger: Ledger) -> Ledger:
 
 
 def test_clearing_removes_the_job_and_leaves_what_is_the_users(finished: Ledger):
+    (mine := finished.out / "poses" / "analysis.csv").touch()
     finished.clear()
-    assert sorted(os.listdir(finished.out)) == ["notes.txt", "rendered by me"]
+    assert sorted(os.listdir(finished.out)) == ["frames", "notes.txt", "poses", "rendered by me"]
+    assert [*(finished.out / "frames").iterdir(), *(finished.out / "poses").iterdir()] == [mine]
 
 
 def test_clearing_a_folder_that_is_not_there(tmp_path: Path):

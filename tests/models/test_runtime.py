@@ -7,7 +7,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from models.errors import DeviceError, InferenceError, ManifestError
+from models.errors import DeviceError, ManifestError, NetworkUnusable
 from models.registry import Network, find_network
 from models.runtime import PoseRuntime, check_device
 from posecore.fields import Fields
@@ -231,6 +231,5 @@ def test_a_file_that_is_no_network_is_named_in_one_line(tmp_path: Path):
     broken = tmp_path / "broken.xml"
     broken.write_text("<net")
     broken.with_suffix(".toml").write_text(MANIFEST)
-    runtime = PoseRuntime(find_network(str(broken)), "CPU", threads=1)
-    with pytest.raises(InferenceError, match=rf"^{re.escape(str(broken))}: OpenVINO cannot use it on CPU: .+$"):
-        runtime.prepare(SIDE, SIDE)
+    with pytest.raises(NetworkUnusable, match=rf"^{re.escape(str(broken))}: OpenVINO cannot read it: .+$"):
+        PoseRuntime(find_network(str(broken)), "CPU", threads=1)
