@@ -34,7 +34,7 @@ def main() -> None:
     if _posejob(*command, quiet=False).returncode:
         sys.exit(1)
     print(f"\n>>> read_poses({str(out)!r}, columns=[...], to='pandas').head(8)")
-    print(read_poses(out, columns=COLUMNS, to="pandas").head(8).round(2).to_string(index=False))
+    print(read_poses(out, columns=COLUMNS, to="pandas").head(8).to_string(index=False, float_format="%.2f"))
 
 
 def _posejob(*arguments: str, quiet: bool = True) -> "subprocess.CompletedProcess[str]":

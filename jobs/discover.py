@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import url2pathname
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -118,6 +119,11 @@ def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
         return any(found)
 
     for text in inputs:
+        if text.startswith("file://"):
+            text = url2pathname(text.removeprefix("file://"))
+        elif "://" in text:
+            problems.append((shown(text), "only files that this machine can see are read"))
+            continue
         path = Path(text)
         if os.path.isdir(text):
             if not take_folder(path):

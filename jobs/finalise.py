@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs import __version__
 from jobs.discover import shown
@@ -16,8 +14,7 @@ from jobs.errors import SinkError
 from jobs.frames import DECODE_ERROR, OK, SKIPPED, SUSPECT, Frame
 from jobs.ledger import Ledger, chunk_name, sha256
 from jobs.plan import Chunk, Plan, VideoPlan
-from jobs.sink import read_chunk, write_parquet
-from jobs.worker import frames_table
+from jobs.sink import Table, count_frames, frames_table, read_chunk, write_parquet
 from posecore.results import FRAMES_SCHEMA, poses_schema
 from posecore.skeleton import Skeleton
 
@@ -105,9 +102,9 @@ class _Parts:
 
     ledger: Ledger
     video: VideoPlan
-    no_poses: pa.Table
+    no_poses: Table
 
-    def __iter__(self) -> Iterator[tuple[pa.Table, pa.Table]]:
+    def __iter__(self) -> Iterator[tuple[Table, Table]]:
         index = self.video.index
         assert index is not None
         at = 0
@@ -119,7 +116,7 @@ class _Parts:
         if at < len(index):
             yield self._skipped(at, len(index))
 
-    def _chunk(self, chunk: Chunk) -> tuple[pa.Table, pa.Table]:
+    def _chunk(self, chunk: Chunk) -> tuple[Table, Table]:
         path = self.ledger.path(chunk_name(chunk.key))
         poses, frames = read_chunk(path)
         numbers = frames["frame"].to_numpy()
@@ -130,7 +127,7 @@ class _Parts:
             raise SinkError(f"{path}: holds {len(numbers)} frames, planned are {chunk.first} to {chunk.stop - 1}")
         return poses, frames
 
-    def _skipped(self, first: int, stop: int) -> tuple[pa.Table, pa.Table]:
+    def _skipped(self, first: int, stop: int) -> tuple[Table, Table]:
         """Rows for frames outside all chunks, which nobody asked for."""
         index, source = self.video.index, self.video.source
         assert index is not None
@@ -149,24 +146,23 @@ class _Tally:
     def __init__(self, video: VideoPlan) -> None:
         self.video = video
         self.statuses: Counter[str] = Counter()
-        self.details: dict[tuple[str, str], tuple[str, int]] = {}
+        self.details: dict[tuple[str, str | None], tuple[str, int]] = {}
         self.n_frames = self.n_people = 0
 
-    def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    def watch(self, tables: Iterator[Table]) -> Iterator[Table]:
         for table in tables:
             self._count(table)
             yield table
 
-    def _count(self, table: pa.Table) -> None:
+    def _count(self, table: Table) -> None:
+        counts = count_frames(table)
         self.n_frames += len(table)
-        self.n_people += pc.sum(table["n_people"]).as_py() or 0
-        for entry in table["status"].value_counts().to_pylist():
-            self.statuses[entry["values"]] += entry["counts"]
-        bad = table.filter(pc.is_in(table["status"], pa.array([SUSPECT, DECODE_ERROR])))
-        for row in bad.select(["frame", "source", "status", "detail"]).to_pylist():
-            where = f"frame {row['frame']}" + (f" ({row['source']})" if row["source"] else "")
-            first, count = self.details.get((row["status"], row["detail"]), (where, 0))
-            self.details[row["status"], row["detail"]] = (first, count + 1)
+        self.n_people += counts.people
+        self.statuses.update(counts.statuses)
+        for frame, source, status, detail in counts.bad:
+            where = f"frame {frame}" + (f" ({source})" if source else "")
+            first, count = self.details.get((status, detail), (where, 0))
+            self.details[status, detail] = (first, count + 1)
 
     def check(self, n_pose_rows: int) -> None:
         index = self.video.index

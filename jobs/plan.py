@@ -57,6 +57,7 @@ class VideoPlan:
             "fingerprint": self.index.fingerprint,
             "frames": len(self.index),
             "selected": self.n_selected,
+            "ordered": self.index.ordered,
             "size": self.index.size,
             "codec": self.index.codec,
             "chunks": [[chunk.first, chunk.stop, chunk.key] for chunk in self.chunks],

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -158,7 +159,8 @@ def summary_text(report: JobReport) -> str:
     lines.append(f"results in {shown(report.out)}")
     # JSON's quotes leave the single ones to the shell, in which nothing is special.
     out = json.dumps(report.out, ensure_ascii=not report.out.isprintable())
-    lines.append("python -c " + shlex.quote(f'import posecore; print(posecore.read_poses({out}, to="pandas"))'))
+    read = f"posecore.read_poses({out}" + (', to="pandas")' if find_spec("pandas") else ").slice(0, 3).to_pylist()")
+    lines.append("python -c " + shlex.quote(f"import posecore; print({read})"))
     return "\n".join(lines)
 
 

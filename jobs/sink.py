@@ -4,19 +4,59 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.errors import SinkError
+from jobs.frames import DECODE_ERROR, SUSPECT, Frame
+from posecore.results import FRAMES_SCHEMA
+
+Table: TypeAlias = pa.Table  # for those who pass tables on without a door to PyArrow of their own
 
 ROW_GROUP_ROWS = 122_880
 _DIGEST_BYTES = 32
 
 
-def chunk_bytes(poses: pa.Table, frames: pa.Table) -> bytes:
+def frames_table(video_id: str, frames: list[Frame], times: np.ndarray, n_people: list[int | None]) -> Table:
+    """Rows of `frames`. times: (F,) seconds, NaN where there is none. n_people: None where nobody looked."""
+    columns = {
+        "video": pa.repeat(pa.scalar(video_id), len(frames)),
+        "frame": [frame.number for frame in frames],
+        "time_s": pa.array(times, pa.float64(), from_pandas=True),
+        "pts": [frame.pts for frame in frames],
+        "key_frame": [frame.key for frame in frames],
+        "n_people": n_people,
+        "status": [frame.status for frame in frames],
+        "source": [frame.source for frame in frames],
+        "detail": [frame.detail for frame in frames],
+    }
+    return pa.table(columns, schema=FRAMES_SCHEMA)
+
+
+@dataclass(frozen=True)
+class FrameCounts:
+    """What rows of `frames` add up to. bad: (frame, source, status, detail) of those that were not read right."""
+
+    people: int
+    statuses: dict[str, int]
+    bad: list[tuple[int, str | None, str, str | None]]
+
+
+def count_frames(frames: Table) -> FrameCounts:
+    """Count rows of `frames`."""
+    statuses = {entry["values"]: entry["counts"] for entry in frames["status"].value_counts().to_pylist()}
+    bad = frames.filter(pc.is_in(frames["status"], pa.array([SUSPECT, DECODE_ERROR])))
+    rows = [tuple(row.values()) for row in bad.select(["frame", "source", "status", "detail"]).to_pylist()]
+    return FrameCounts(pc.sum(frames["n_people"]).as_py() or 0, statuses, rows)
+
+
+def chunk_bytes(poses: Table, frames: Table) -> bytes:
     """Both tables of a chunk as one blob, so that they are published by one act: two Arrow streams, then the SHA-256
     of what went before."""
     blob = io.BytesIO()
@@ -27,7 +67,7 @@ def chunk_bytes(poses: pa.Table, frames: pa.Table) -> bytes:
     return data + hashlib.sha256(data).digest()
 
 
-def read_chunk(path: Path) -> tuple[pa.Table, pa.Table]:
+def read_chunk(path: Path) -> tuple[pa.Table, Table]:
     """(poses, frames) of a chunk. Raises SinkError if it is not what a worker wrote."""
     try:
         blob = path.read_bytes()
@@ -41,7 +81,7 @@ def read_chunk(path: Path) -> tuple[pa.Table, pa.Table]:
     return poses, pa.ipc.open_stream(source).read_all()
 
 
-def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, metadata: dict[str, Any]) -> int:
+def write_parquet(path: Path, tables: Iterable[Table], schema: pa.Schema, metadata: dict[str, Any]) -> int:
     """Write tables of one schema as one Parquet file; returns its rows. Memory: one row group.
 
     The file depends on the rows alone, not on how they are spread over the tables: row groups are cut by count.
@@ -80,9 +120,9 @@ def count_rows(path: Path) -> int:
         raise SinkError(f"{path}: not readable as Parquet ({str(error).splitlines()[0][:120]})") from error
 
 
-def _row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+def _row_groups(tables: Iterable[Table], schema: pa.Schema) -> Iterator[Table]:
     """Re-cut tables into row groups of ROW_GROUP_ROWS; the last is what is left."""
-    held: list[pa.Table] = []
+    held: list[Table] = []
     n = 0
     for table in tables:
         held.append(table.cast(schema))

@@ -26,10 +26,13 @@ def verify(ledger: Ledger) -> list[str]:
         return [f"{MANIFEST}: missing"]
     if found != seal(text):
         return [f"{MANIFEST} or {SUCCESS}: changed since the job was done"]
-    manifest = json.loads(text)
-    problems = [problem for file in manifest["files"] if (problem := _check_file(ledger, file))]
-    if not problems:
-        problems += _check_plan(manifest, json.loads(ledger.read(PLAN) or ""))
+    try:
+        manifest = json.loads(text)
+        problems = [problem for file in manifest["files"] if (problem := _check_file(ledger, file))]
+        if not problems:
+            problems += _check_plan(manifest, json.loads(ledger.read(PLAN) or ""))
+    except (ValueError, KeyError, TypeError):
+        return [f"{MANIFEST}: not written by posejob"]
     listed = {file["path"] for file in manifest["files"]}
     for folder in ("poses", "frames"):
         present = {f"{folder}/{path.name}" for path in ledger.path(folder).glob("*.parquet")}
@@ -57,18 +60,19 @@ def _check_file(ledger: Ledger, file: dict[str, Any]) -> str | None:
 
 
 def _check_plan(manifest: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    """Whether every planned frame has its row."""
-    rows = {file["path"]: file["rows"] for file in manifest["files"]}
-    counted = {video["video_id"]: video for video in manifest["videos"]}
+    """Whether the manifest is of this plan, and every planned frame has its row."""
     problems = []
+    if manifest["options"] != plan["options"] or manifest["model"]["digest"] != plan["model"]["digest"]:
+        problems.append(f"{MANIFEST}: is of another job than {PLAN}")
+    rows = {file["path"]: file["rows"] for file in manifest["files"]}
+    known = {video["video_id"] for video in manifest["videos"]}
     for video in plan["videos"]:
-        report = counted.get(video["video_id"])
-        if report is None:
+        if video["video_id"] not in known:
             problems.append(f"{video['video_id']}: planned, but not in the manifest")
-        elif "frames" in video and rows.get(f"frames/{video['video_id']}.parquet") != report["frames"]:
-            problems.append(
-                f"frames/{video['video_id']}.parquet: rows do not match the manifest's {report['frames']} frames"
-            )
+        name = f"frames/{video['video_id']}.parquet"
+        # Frames known by counting alone are planned by their packets; some codecs need two for a frame.
+        if video.get("ordered") and rows.get(name) != video["frames"]:
+            problems.append(f"{name}: {rows.get(name)} rows, the plan says {video['frames']}")
     return problems
 
 

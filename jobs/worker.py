@@ -6,19 +6,18 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-import pyarrow as pa
 
 from jobs.discover import shown
 from jobs.frames import DECODE_ERROR, SKIPPED, Frame, FrameRange, check_unchanged, read_frames, seconds
 from jobs.ledger import Ledger
-from jobs.sink import chunk_bytes
+from jobs.sink import Table, chunk_bytes, frames_table
 from jobs.spec import Options
 from models.registry import Network
 from models.runtime import PoseRuntime
 from posecore.geometry import Letterbox, network_size
 from posecore.pose import DecodeParams, Poses, decode_poses
 from posecore.preprocess import letterbox_image
-from posecore.results import FRAMES_SCHEMA, poses_table
+from posecore.results import poses_table
 from posecore.skeleton import Skeleton
 
 
@@ -115,7 +114,7 @@ class PoseWorker:
             yield (_without_image(frame), letterbox), picture
 
 
-def tables_without_reading(unit: WorkUnit, skeleton: Skeleton, reason: str) -> tuple[pa.Table, pa.Table]:
+def tables_without_reading(unit: WorkUnit, skeleton: Skeleton, reason: str) -> tuple[Table, Table]:
     """(poses, frames) of a unit that no worker could do: the frames that were wanted are `decode_error`."""
     rows, frames = _Rows(unit, skeleton), unit.frames
     for i, (pts, key, wanted) in enumerate(zip(frames.pts, frames.key, frames.wanted, strict=True)):
@@ -144,7 +143,7 @@ class _Rows:
         if poses is not None:
             self.poses[frame.number] = poses
 
-    def tables(self) -> tuple[pa.Table, pa.Table]:
+    def tables(self) -> tuple[Table, Table]:
         frames = [self.frames[number] for number in sorted(self.frames)]
         pts = np.array([frame.pts for frame in frames], dtype=np.int64)
         return self._poses_table(frames, self._times(pts)), frames_table(
@@ -161,7 +160,7 @@ class _Rows:
         start = self.unit.start_pts if self.unit.frames.ordered or not len(pts) else int(pts[0])
         return seconds(pts, start, self.unit.frames.time_base)
 
-    def _poses_table(self, frames: list[Frame], times: np.ndarray) -> pa.Table:
+    def _poses_table(self, frames: list[Frame], times: np.ndarray) -> Table:
         seen = [
             (frame, time_s, self.poses[frame.number])
             for frame, time_s in zip(frames, times, strict=True)
@@ -181,19 +180,3 @@ class _Rows:
             ),
             skeleton=self.skeleton,
         )
-
-
-def frames_table(video_id: str, frames: list[Frame], times: np.ndarray, n_people: list[int | None]) -> pa.Table:
-    """Rows of `frames`. times: (F,) seconds, NaN where there is none. n_people: None where nobody looked."""
-    columns = {
-        "video": pa.repeat(pa.scalar(video_id), len(frames)),
-        "frame": [frame.number for frame in frames],
-        "time_s": pa.array(times, pa.float64(), from_pandas=True),
-        "pts": [frame.pts for frame in frames],
-        "key_frame": [frame.key for frame in frames],
-        "n_people": n_people,
-        "status": [frame.status for frame in frames],
-        "source": [frame.source for frame in frames],
-        "detail": [frame.detail for frame in frames],
-    }
-    return pa.table(columns, schema=FRAMES_SCHEMA)

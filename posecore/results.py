@@ -7,6 +7,7 @@ fastest to query: on a million poses one keypoint's trajectory takes 8 ms where 
 import json
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,8 @@ def read_frames(
 def tidy(poses: pa.Table, skeleton: Skeleton = COCO18) -> pa.Table:
     """The long view: one row per keypoint that was found, with columns video, frame, time_s, person, track_id,
     keypoint (dictionary), x, y, score. poses: a table from `read_poses` with all columns. Sorted as `poses` is."""
+    if not isinstance(poses, pa.Table):
+        raise TypeError(f"tidy takes the Arrow table that read_poses gives, not {type(poses).__name__}")
     k = len(skeleton.keypoints)
     row = np.repeat(np.arange(len(poses)), k)
     keypoint = np.tile(np.arange(k, dtype=np.int8), len(poses))
@@ -169,6 +172,8 @@ def _read(
     if len(files) > 1:
         # Arrow took it from the first file; what it says of that video is not true of the others.
         table = table.replace_schema_metadata()
+    if to != "arrow" and find_spec(to) is None:
+        raise ResultsError(f"to={to!r} needs {to}: pip install {to}, or read with to='arrow'")
     if to == "pandas":
         frame = table.to_pandas()
         frame.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))

@@ -50,15 +50,18 @@ def private_ray(cpus: int) -> Iterator[None]:
         _surroundings(root),
     ):
         _tame_ray()
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=elsewhere,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=elsewhere,
+            )
+        except (OSError, RuntimeError, RayError) as error:
+            raise WorkerError(f"Ray cannot be started on this machine: {_one_line(error)}") from error
         _stop_on_sigterm()
         try:
             yield

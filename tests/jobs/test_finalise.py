@@ -8,7 +8,9 @@ import pytest
 from jobs.errors import ConfigError, InputLost, OutputError, SinkError
 from jobs.executors.base import UnitFailure
 from jobs.ledger import MANIFEST, SUCCESS, Ledger
+from jobs.sink import chunk_bytes, read_chunk
 from jobs.spec import Moment, Selection
+from models.errors import ModelDamaged
 from posecore import read_frames
 from tests.conftest import RunSerially
 
@@ -150,6 +152,53 @@ def test_an_input_that_goes_away_stops_the_job_and_records_nothing_about_it(
         run_serially([video], tmp_path / "out", start=start)
     kept.rename(video)
     assert run_serially([video], tmp_path / "out").exit_code == 0
+
+
+def test_the_seal_comes_last(walk: Path, tmp_path: Path, run_serially: RunSerially, monkeypatch: pytest.MonkeyPatch):
+    """Whoever sees a name sees everything that it vouches for."""
+    published: list[str] = []
+    link = Ledger._publish
+
+    def note(ledger: Ledger, tmp: Path, name: str) -> bool:
+        published.append(name.split("/")[0])
+        return link(ledger, tmp, name)
+
+    monkeypatch.setattr(Ledger, "_publish", note)
+    run_serially([walk], tmp_path, chunk_frames=6)
+    assert published == ["plan.json", "_chunks", "_chunks", "poses", "frames", "manifest.json", "_SUCCESS"]
+
+
+def test_a_chunk_with_other_frames_than_planned_is_not_published(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, stopping: Any
+):
+    with pytest.raises(KeyboardInterrupt):
+        run_serially([walk], tmp_path, chunk_frames=6, start=stopping)
+    (key,) = Ledger(tmp_path).committed()
+    chunk = tmp_path / "_chunks" / f"{key}.chunk"
+    poses, frames = read_chunk(chunk)
+    chunk.write_bytes(chunk_bytes(poses, frames.slice(1)))
+    with pytest.raises(SinkError, match="holds 5 frames, planned are 0 to 5"):
+        run_serially([walk], tmp_path, chunk_frames=6)
+    chunk.write_bytes(chunk_bytes(poses.slice(1), frames))
+    with pytest.raises(SinkError, match="11 poses, but the frames count 12 people"):
+        run_serially([walk], tmp_path, chunk_frames=6)
+
+
+def test_a_network_changed_since_it_was_found_is_not_run(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, colour_network: Path, serial: Any
+):
+    for suffix in (".xml", ".bin", ".toml"):
+        (tmp_path / f"net{suffix}").write_bytes(colour_network.with_suffix(suffix).read_bytes())
+
+    @contextmanager
+    def start(worker: Any, layout: Any) -> Iterator[Any]:
+        weights = tmp_path / "net.bin"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+        with serial(worker, layout) as executor:
+            yield executor
+
+    with pytest.raises(ModelDamaged, match=r"net\.bin: SHA-384 is"):
+        run_serially([walk], tmp_path / "out", model=str(tmp_path / "net.xml"), start=start)
 
 
 def test_nothing_selected_is_a_mistake_and_claims_no_folder(walk: Path, tmp_path: Path, run_serially: RunSerially):

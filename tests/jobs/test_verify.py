@@ -174,7 +174,7 @@ def test_rows_other_than_the_manifest_says(out: Path, video_id: str):
         if file["path"] == f"frames/{video_id}.parquet":
             file |= {"rows": 0}
     reseal(out, {"files": files})
-    assert verify(Ledger(out)) == [f"frames/{video_id}.parquet: rows do not match the manifest's 12 frames"]
+    assert verify(Ledger(out)) == [f"frames/{video_id}.parquet: 0 rows, the plan says 12"]
 
 
 def test_a_planned_video_that_the_manifest_does_not_know(out: Path, video_id: str):
