@@ -1,8 +1,10 @@
 """The only door to Ray: a few actors, at most two units each, and a small dispatcher.
 
 Frames never travel: an actor is told which frames of which file and commits the result itself; what comes back is a
-report of a few numbers. An actor that dies is replaced; the unit it was at is charged with an attempt, the one waiting
-behind it is not.
+report of a few numbers.
+
+An actor that dies is replaced. Which of its units killed it is not known: the report of one may be lost because the
+next one began. Both are charged with an attempt, and from then on each runs alone, where guilt is plain.
 """
 
 import contextlib
@@ -112,10 +114,11 @@ def _surroundings(root: str) -> Iterator[None]:
 
 @dataclass
 class _Order:
-    """A unit on its way. attempts: how often it has failed so far."""
+    """A unit on its way. attempts: how often it has failed so far. alone: it may kill its worker, keep others away."""
 
     unit: WorkUnit
     attempts: int = 0
+    alone: bool = False
 
 
 @dataclass
@@ -133,7 +136,9 @@ class _Actor:
 
     @property
     def room(self) -> int:
-        return 0 if self.setup is not None else _IN_FLIGHT - len(self.orders)
+        if self.setup is not None or any(order.alone for order in self.orders.values()):
+            return 0
+        return _IN_FLIGHT - len(self.orders)
 
 
 class RayExecutor:
@@ -145,6 +150,7 @@ class RayExecutor:
         self._actor_class: Any = ray.remote(num_cpus=layout.threads, max_restarts=0, max_task_retries=0)(worker)
         self._actors: list[_Actor] = []
         self._again: deque[_Order] = deque()
+        self._alone: deque[_Order] = deque()
         self._exhausted = False
         self._failed_starts = 0
 
@@ -167,11 +173,13 @@ class RayExecutor:
         # One each before anyone gets a second, so that the last units spread over all actors.
         for load in range(_IN_FLIGHT):
             for actor in self._actors:
-                if actor.room and len(actor.orders) <= load and (order := self._next(source)):
+                if actor.room and len(actor.orders) <= load and (order := self._next(source, not actor.orders)):
                     self._give(actor, order)
-        return bool(self._again) or not self._exhausted or any(actor.orders for actor in self._actors)
+        return bool(self._again or self._alone) or not self._exhausted or any(actor.orders for actor in self._actors)
 
-    def _next(self, source: Iterator[WorkUnit]) -> _Order | None:
+    def _next(self, source: Iterator[WorkUnit], idle: bool) -> _Order | None:
+        if self._alone and idle:
+            return self._alone.popleft()
         if self._again:
             return self._again.popleft()
         unit = next(source, None)
@@ -196,7 +204,10 @@ class RayExecutor:
             if mine:
                 yield from self._receive(actor, mine[0])
             elif time.monotonic() > actor.deadline:
-                yield from self._replace(actor, WorkerError("the worker hung and was stopped"))
+                # What it hung at is the oldest; the one behind it has not begun.
+                orders = list(actor.orders.values())
+                self._again.extend(orders[1:])
+                yield from self._replace(actor, "the worker hung and was stopped", orders[:1])
 
     def _receive(self, actor: _Actor, ref: Any) -> Iterator[UnitReport | UnitFailure]:
         try:
@@ -207,14 +218,14 @@ class RayExecutor:
             if ref is not actor.setup:
                 self._again.append(self._done(actor, ref))
         except RayActorError as error:
-            yield from self._replace(actor, error)
+            yield from self._replace(actor, _one_line(error), list(actor.orders.values()))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if ref is actor.setup:
                 raise cause from None
             yield from self._failed(self._done(actor, ref), cause)
         except RayError as error:
-            yield from self._replace(actor, error)
+            yield from self._replace(actor, _one_line(error), list(actor.orders.values()))
         else:
             if ref is actor.setup:
                 actor.setup, self._failed_starts = None, 0
@@ -237,20 +248,19 @@ class RayExecutor:
         if decision is Verdict.GIVE_UP:
             yield UnitFailure(order.unit.key, _one_line(error))
         else:
-            self._again.append(order)
+            (self._alone if order.alone else self._again).append(order)
 
-    def _replace(self, actor: _Actor, error: Exception) -> Iterator[UnitFailure]:
-        """Start a new actor for one that died or hung. The oldest order pays for it."""
+    def _replace(self, actor: _Actor, reason: str, suspects: list[_Order]) -> Iterator[UnitFailure]:
+        """Start a new actor for one that died or hung. The suspects pay for it, and run alone from now on."""
         ray.kill(actor.handle)
         if actor.setup is not None:
             self._failed_starts += 1
             if self._failed_starts >= MAX_ATTEMPTS and all(other.setup is not None for other in self._actors):
-                raise WorkerError(f"workers die while starting: {_one_line(error)}")
-        orders = list(actor.orders.values())
+                raise WorkerError(f"workers die while starting: {reason}")
         self._actors[self._actors.index(actor)] = self._start()
-        self._again.extend(orders[1:])
-        if orders:
-            yield from self._failed(orders[0], WorkerCrash(_one_line(error)))
+        for order in suspects:
+            order.alone = True
+            yield from self._failed(order, WorkerCrash(reason))
 
 
 class WorkerCrash(Exception):

@@ -146,14 +146,21 @@ class TestRayExecutor:
         assert all(isinstance(result, UnitReport) for result in results.values())
         assert script.count("unit2") == 2
 
-    def test_gives_up_a_unit_that_kills_its_workers_and_charges_nobody_else(self, tmp_path: Path):
+    def test_gives_up_a_unit_that_kills_its_workers_and_no_other(self, tmp_path: Path):
         script = Script(tmp_path, {"unit2": ["die"] * 9})
         results = run(RayExecutor(script, Layout(2, 1), ScriptedWorker), KEYS)
         assert [key for key in KEYS if isinstance(results[key], UnitFailure)] == ["unit2"]
         assert script.count("unit2") == MAX_ATTEMPTS
 
+    def test_units_that_shared_a_worker_with_a_killer_are_done(self, tmp_path: Path):
+        """A worker's reports may be lost when it dies at its next unit: many units, many deaths, one worker."""
+        keys = [f"unit{i}" for i in range(12)]
+        script = Script(tmp_path, {key: ["die"] * 9 for key in keys[1::4]})
+        results = run(RayExecutor(script, Layout(1, 2), ScriptedWorker), keys)
+        assert sorted(key for key in keys if isinstance(results[key], UnitFailure)) == sorted(keys[1::4])
+
     def test_stops_a_worker_that_hangs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("jobs.executors.ray.deadline_s", lambda n_frames: 1.5)
+        monkeypatch.setattr("jobs.executors.ray.deadline_s", lambda n_frames: 3.0)
         script = Script(tmp_path, {"unit2": ["hang"] * 9})
         results = run(RayExecutor(script, Layout(2, 1), ScriptedWorker), KEYS)
         assert [key for key in KEYS if isinstance(results[key], UnitFailure)] == ["unit2"]
