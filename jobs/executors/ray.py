@@ -200,7 +200,8 @@ class RayExecutor:
         # All that have answered, so that none is taken for hung after this process itself was held up.
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for actor in busy:
-            mine = [ref for ref in ready if ref in actor.refs]
+            # Oldest first: a report that is there counts, also when its worker died at the next unit.
+            mine = [ref for ref in actor.refs if ref in ready]
             if mine:
                 yield from self._receive(actor, mine[0])
             elif time.monotonic() > actor.deadline:
