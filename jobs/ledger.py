@@ -21,6 +21,7 @@ PLAN, MANIFEST, SUCCESS = "plan.json", "manifest.json", "_SUCCESS"
 _PUBLISHED = ("poses", "frames")
 _WORKING = ("_chunks", "_tmp")
 _CHUNK_SUFFIX = ".chunk"
+_CHUNK_SUFFIX = ".chunk"
 
 
 class Ledger:
@@ -70,18 +71,13 @@ class Ledger:
 
         A run that was stopped before there was a plan leaves folders with nothing in them.
         """
-        try:
+        with self._reading("the folder"):
             entries = set(os.listdir(self.out))
             if PLAN in entries:
                 return False
             filled = any(any((self.out / name).iterdir()) for name in entries & {*_PUBLISHED})
             return filled or not entries <= {*_PUBLISHED, *_WORKING}
-        except FileNotFoundError:
-            return False
-        except NotADirectoryError as error:
-            raise OutputError(str(self.out), "is a file, not a folder") from error
-        except OSError as error:
-            raise OutputError(str(self.out), f"cannot be read ({error})") from error
+        return False
 
     # --- what is there ---
 
@@ -95,14 +91,21 @@ class Ledger:
 
     def read_bytes(self, name: str) -> bytes | None:
         """Content of a published file, None if it is not there. Raises OutputError."""
-        try:
+        with self._reading(name):
             return (self.out / name).read_bytes()
+        return None
+
+    @contextlib.contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Leave the block when `what` is not there; OutputError when it cannot be read."""
+        try:
+            yield
         except FileNotFoundError:
-            return None
+            pass
         except NotADirectoryError as error:
             raise OutputError(str(self.out), "is a file, not a folder") from error
         except OSError as error:
-            raise OutputError(str(self.out), f"cannot read {name} ({error})") from error
+            raise OutputError(str(self.out), f"cannot read {what} ({error})") from error
 
     def size(self, name: str) -> int | None:
         """Bytes of a published file, None if it is not there."""
@@ -117,11 +120,10 @@ class Ledger:
     def committed(self) -> set[str]:
         """Keys of the chunks that are done."""
         try:
-            return {
-                entry.removesuffix(".chunk") for entry in os.listdir(self.out / "_chunks") if entry.endswith(".chunk")
-            }
+            entries = os.listdir(self.out / "_chunks")
         except FileNotFoundError:
             return set()
+        return {entry.removesuffix(_CHUNK_SUFFIX) for entry in entries if entry.endswith(_CHUNK_SUFFIX)}
 
     # --- what gets in ---
 

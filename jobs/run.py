@@ -16,9 +16,8 @@ from jobs.errors import EXIT_OK, EXIT_SOME_FAILED, ConfigError, OutputError, Sin
 from jobs.events import Note, Observer, Planned, UnitDone, VideoDone
 from jobs.executors.base import Executor, Layout, UnitFailure, layout, usable_cpus
 from jobs.finalise import (
-    VIDEO_DEGRADED,
-    VIDEO_FAILED,
     VIDEO_OK,
+    VIDEO_STATUSES,
     PublishedFile,
     VideoReport,
     failed_video,
@@ -71,10 +70,7 @@ class JobReport:
     def totals(self) -> dict[str, int]:
         return {
             "videos": len(self.videos),
-            **{
-                status: sum(v.status == status for v in self.videos)
-                for status in (VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED)
-            },
+            **{status: sum(v.status == status for v in self.videos) for status in VIDEO_STATUSES},
             "frames": sum(video.n_frames for video in self.videos),
             "people": sum(video.n_people for video in self.videos),
         }
