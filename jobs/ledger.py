@@ -21,7 +21,6 @@ PLAN, MANIFEST, SUCCESS = "plan.json", "manifest.json", "_SUCCESS"
 _PUBLISHED = ("poses", "frames")
 _WORKING = ("_chunks", "_tmp")
 _CHUNK_SUFFIX = ".chunk"
-_CHUNK_SUFFIX = ".chunk"
 
 
 class Ledger:
