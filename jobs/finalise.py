@@ -14,7 +14,7 @@ from jobs.errors import SinkError
 from jobs.frames import DECODE_ERROR, OK, SKIPPED, SUSPECT, Frame
 from jobs.ledger import Ledger, chunk_name, sha256
 from jobs.plan import Chunk, Plan, VideoPlan
-from jobs.sink import Table, count_frames, frames_table, read_chunk, write_parquet
+from jobs.sink import Table, count_frames, frames_table, read_chunk, read_parquet, write_parquet
 from posecore.results import FRAMES_SCHEMA, poses_schema
 from posecore.skeleton import Skeleton
 
@@ -80,12 +80,38 @@ def finalise_video(ledger: Ledger, plan: Plan, video: VideoPlan, skeleton: Skele
         n_frames = write_parquet(tmp, tally.watch(frames for _, frames in parts), FRAMES_SCHEMA, metadata)
         tally.check(n_people)
         frames_file = _published(names[1], tmp, n_frames)
+    return _report(video, tally, poses_file, frames_file)
+
+
+def kept_video(ledger: Ledger, plan: Plan, video: VideoPlan, skeleton: Skeleton) -> VideoReport | None:
+    """The report of a video whose tables are published and whole, from the tables themselves; None if they are not
+    those of this plan."""
+    metadata = _metadata(plan, video, skeleton)
+    schemas = (poses_schema(skeleton), FRAMES_SCHEMA)
+    names = [f"{kind}/{video.video_id}.parquet" for kind in ("poses", "frames")]
+    tally = _Tally(video)
+    try:
+        (n_people, _), (n_frames, groups) = (
+            read_parquet(ledger.path(name), schema, metadata) for name, schema in zip(names, schemas, strict=True)
+        )
+        for _ in tally.watch(groups):
+            pass
+        tally.check(n_people)
+        poses_file, frames_file = (
+            _published(name, ledger.path(name), rows) for name, rows in zip(names, (n_people, n_frames), strict=True)
+        )
+    except (SinkError, OSError):
+        return None
+    return _report(video, tally, poses_file, frames_file)
+
+
+def _report(video: VideoPlan, tally: "_Tally", poses_file: PublishedFile, frames_file: PublishedFile) -> VideoReport:
     return VideoReport(
         video_id=video.video_id,
         uri=video.source.uri,
         status=tally.video_status(),
-        n_frames=n_frames,
-        n_people=n_people,
+        n_frames=tally.n_frames,
+        n_people=tally.n_people,
         statuses=dict(sorted(tally.statuses.items())),
         problems=tally.problems(),
         files=(poses_file, frames_file),
@@ -175,17 +201,21 @@ class _Tally:
             )
 
     def video_status(self) -> str:
+        assert self.video.index is not None
         bad = self.statuses[SUSPECT] + self.statuses[DECODE_ERROR]
-        if not bad:
-            return VIDEO_OK
-        return VIDEO_DEGRADED if self.statuses[OK] + self.statuses[SUSPECT] else VIDEO_FAILED
+        if bad and not self.statuses[OK] + self.statuses[SUSPECT]:
+            return VIDEO_FAILED
+        return VIDEO_DEGRADED if bad or self.video.index.doubts else VIDEO_OK
 
     def problems(self) -> tuple[str, ...]:
+        """What is wrong with the file as a whole, then with its frames."""
         lines = []
         for (status, detail), (first, count) in self.details.items():
             more = f" and {count - 1} more" if count > 1 else ""
             lines.append(f"{first}{more}: {status}: {detail}")
-        return tuple(lines[:10] + ([f"and {len(lines) - 10} more kinds of damage"] if len(lines) > 10 else []))
+        assert self.video.index is not None
+        rest = [f"and {len(lines) - 10} more kinds of damage"] if len(lines) > 10 else []
+        return (*self.video.index.doubts, *lines[:10], *rest)
 
 
 def _metadata(plan: Plan, video: VideoPlan, skeleton: Skeleton) -> dict[str, Any]:
@@ -211,6 +241,7 @@ def _metadata(plan: Plan, video: VideoPlan, skeleton: Skeleton) -> dict[str, Any
             "start_pts": int(index.pts[0]),
             "frames": len(index),
             "codec": index.codec,
+            "doubts": list(index.doubts),
         },
         "units": "pixels of the upright frame, origin top left, pixel centres at .5; seconds since the first frame",
         "options": plan.options.to_json(),

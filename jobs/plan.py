@@ -61,6 +61,7 @@ class VideoPlan:
             "size": self.index.size,
             "codec": self.index.codec,
             "chunks": [[chunk.first, chunk.stop, chunk.key] for chunk in self.chunks],
+            **({"doubts": list(self.index.doubts)} if self.index.doubts else {}),
         }
 
 
@@ -180,7 +181,7 @@ def check_same_job(old_text: str, new: Plan, out: str) -> None:
         differences = list(_differences(old, current))
         if not differences and old["videos"] != current["videos"]:
             raise ValueError("chunks that nobody planned")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(
             out, "its plan.json is damaged; use another folder, or --overwrite to start afresh"
         ) from error
@@ -193,7 +194,7 @@ def planned_chunk_frames(old_text: str) -> int | None:
     """The chunk length an earlier run chose, so that a re-run finds its chunks; None if the text does not say."""
     try:
         value = json.loads(old_text)["chunk_frames"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return value if isinstance(value, int) and value > 0 else None
 

@@ -74,7 +74,7 @@ class _Bar:
                 self._done += n_frames
                 self._show("inferring", f"  {self._rate.fps:.1f}/s")
         if text := line_for(event):
-            self._bar.console.print(text, markup=False)
+            self._bar.console.print(shown(text), markup=False)
 
     def _show(self, what: str, pace: str = "") -> None:
         failed = f"  {count(self._failed, 'chunk')} failed" if self._failed else ""
@@ -103,7 +103,7 @@ class _Lines:
 
     @staticmethod
     def _tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)
 
 
 def line_for(event: Event) -> str | None:
@@ -124,17 +124,18 @@ def line_for(event: Event) -> str | None:
 
 def plan_text(plan: Plan, seconds_a_frame: float | None) -> str:
     """The plan for `--dry-run`. seconds_a_frame: measured on this machine, or None."""
-    lines = [f"model {plan.model}, height {plan.options.height}"]
+    lines = [f"model {shown(plan.model)}, height {plan.options.height}"]
     for video in plan.videos:
         index = video.index
         if index is None:
-            lines.append(f"  {video.source.uri}: cannot be used: {video.problem}")
+            lines.append(f"  {video.source.uri}: cannot be used: {shown(video.problem or '')}")
             continue
         size = f"{index.size[0]}x{index.size[1]}" if index.size else "pictures"
         selected = "" if video.n_selected == len(index) else f" of {len(index):,}"
         lines.append(
             f"  {video.source.uri}: {size}, {video.n_selected:,}{selected} frames, {count(len(video.chunks), 'chunk')}"
         )
+        lines += [f"    damaged: {doubt}" for doubt in index.doubts]
     lines.append(f"{count(len(plan.videos), 'video')}, {plan.n_selected:,} frames, {count(plan.n_chunks, 'chunk')}")
     if seconds_a_frame is not None:
         whole = duration(plan.n_selected * seconds_a_frame)
@@ -165,7 +166,7 @@ def summary_text(report: JobReport) -> str:
 
 
 def _bad_line(video: VideoReport) -> str:
-    return f"{video.status}: {video.uri}: {'; '.join(video.problems)}"
+    return shown(f"{video.status}: {video.uri}: {'; '.join(video.problems)}")
 
 
 def count(n: int, what: str) -> str:

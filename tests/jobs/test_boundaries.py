@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOORS = {
     "ray": {"jobs/executors/ray.py"},
-    "av": {"jobs/frames.py"},
+    "av": {"jobs/frames/ffmpeg.py"},
     "pyarrow": {"jobs/sink.py", "posecore/results.py"},
     "typer": {"jobs/cli.py"},
     "openvino": {"models/runtime.py"},

@@ -85,14 +85,6 @@ def test_a_job_stopped_between_manifest_and_seal_keeps_the_manifest(
     assert (tmp_path / MANIFEST).read_bytes() == before
 
 
-def test_a_finished_job_with_a_table_gone_is_not_called_done(walk: Path, tmp_path: Path, run_serially: RunSerially):
-    run_serially([walk], tmp_path)
-    (table,) = (tmp_path / "frames").iterdir()
-    table.unlink()
-    with pytest.raises(OutputError, match=f"frames/{table.name} is missing or has changed"):
-        run_serially([walk], tmp_path)
-
-
 def test_a_folder_taken_over_by_another_job_is_left_alone(
     walk: Path, tmp_path: Path, run_serially: RunSerially, failing: Any
 ):
@@ -211,19 +203,29 @@ def interrupt(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_damaged_chunk_is_named_and_nothing_is_published(
-    walk: Path, tmp_path: Path, run_serially: RunSerially, stopping: Any
+def test_a_chunk_damaged_during_the_run_is_named_and_nothing_is_published(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, serial: Any
 ):
-    with pytest.raises(KeyboardInterrupt):
-        run_serially([walk], tmp_path, chunk_frames=6, start=stopping)
-    (key,) = Ledger(tmp_path).committed()
-    chunk = tmp_path / "_chunks" / f"{key}.chunk"
-    data = bytearray(chunk.read_bytes())
-    data[len(data) // 2] ^= 1
-    chunk.write_bytes(data)
-    with pytest.raises(SinkError, match=f"{key}.chunk: damaged on disk; delete it and run the same command again"):
-        run_serially([walk], tmp_path, chunk_frames=6)
+    @contextmanager
+    def start(worker: Any, layout: Any) -> Iterator[Any]:
+        with serial(worker, layout) as executor:
+            yield Damaging(executor, tmp_path / "_chunks")
+
+    with pytest.raises(SinkError, match=r"chunk: damaged on disk while the job ran; run the same command again"):
+        run_serially([walk], tmp_path, chunk_frames=6, start=start)
     assert not list((tmp_path / "poses").iterdir())
     assert not list((tmp_path / "_tmp").iterdir())
-    chunk.unlink()
-    assert run_serially([walk], tmp_path, chunk_frames=6).exit_code == 0
+    assert run_serially([walk], tmp_path, chunk_frames=6).n_inferred == 6
+
+
+class Damaging:
+    def __init__(self, executor: Any, chunks: Path) -> None:
+        self.executor, self.chunks = executor, chunks
+
+    def run(self, units: Any) -> Iterator[Any]:
+        *results, last = self.executor.run(units)
+        for chunk in [*self.chunks.iterdir()][:1]:
+            data = bytearray(chunk.read_bytes())
+            data[len(data) // 2] ^= 1
+            chunk.write_bytes(data)
+        yield from [*results, last]

@@ -1,0 +1,237 @@
+"""From a FrameRange to frames: seek, decode, and say of each frame whether it can be trusted."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from jobs.discover import shown
+from jobs.errors import InputLost, VideoOpenError
+from jobs.frames.ffmpeg import (
+    CUT_SHORT,
+    Container,
+    Found,
+    Packet,
+    Picture,
+    ReadError,
+    Stream,
+    cut_short,
+    decode,
+    open_video,
+    packets,
+)
+from jobs.frames.values import (
+    DECODE_ERROR,
+    OK,
+    SKIPPED,
+    SUSPECT,
+    Frame,
+    FrameRange,
+    check_regular,
+    frame_ticks,
+    reckon_pts,
+)
+
+
+class _Damage:
+    """Whether what is decoded can be trusted: not after an error, until the next key frame.
+
+    Packets are judged as they are sent and frames as they come out, which with B-frames is later and in another order;
+    the time stamp joins the two.
+    """
+
+    def __init__(self) -> None:
+        self.last: str | None = None
+        self._detail: str | None = None
+        self._before_key: str | None = None
+        self._key_pts: int | None = None
+        self._leading = False
+        self._doubts: dict[int | None, str | None] = {}
+        self._sent: set[int | None] = set()
+        self._misplaced: str | None = None
+
+    def send(self, found: Found) -> None:
+        """Note what is known of a packet before it is decoded."""
+        packet, wrong, before = found
+        self._sent.add(packet.pts)
+        if before:
+            self.strike(before)
+        if packet.is_keyframe:
+            self._before_key, self._detail, self._key_pts = self._detail, None, packet.pts
+        # Frames shown before a key frame but sent after it refer to the frames before it.
+        self._leading = packet.pts is not None and self._key_pts is not None and packet.pts < self._key_pts
+        if wrong:
+            self.strike(wrong)
+        self._doubts[packet.pts] = self._before_key if self._leading else self._detail
+
+    def strike(self, detail: str) -> None:
+        """Doubt what is sent from here on."""
+        self._detail = self.last = detail
+        if self._leading:
+            self._before_key = detail
+
+    def complain(self, packet: Packet | None, complaint: str) -> None:
+        """The decoder found something wrong with a packet, or at the end with those before."""
+        self.strike(complaint)
+        if packet is not None:
+            self._doubts[packet.pts] = complaint
+
+    def end(self, cut: str | None) -> None:
+        """No more packets come, and they had no times of their own. cut: the file has lost its end.
+
+        Frames that the decoder held back for others take the places of those that are lost.
+        """
+        self._misplaced = cut or self.last
+
+    def why_missing(self, pts: int) -> str:
+        """Why there is no picture of a planned frame."""
+        if self._sent and pts not in self._sent:
+            return "its data is not in the file"
+        return self.last or "the decoder gave no frame for it"
+
+    def judge(self, frame: Picture) -> tuple[str, str | None]:
+        """Status and detail of a frame."""
+        doubt = self._doubts.pop(frame.pts, self._detail)
+        if frame.is_corrupt:
+            self.strike("the decoder marks a frame as corrupt")
+            return SUSPECT, self.last
+        if doubt is None and self._misplaced:
+            return SUSPECT, f"may be out of place: {self._misplaced}"
+        return (OK, None) if doubt is None else (SUSPECT, f"follows damage: {doubt}")
+
+
+class _Delivery:
+    """Which frames of a range have been handed out."""
+
+    def __init__(self, wanted: FrameRange) -> None:
+        self._range = wanted
+        self._place = {int(pts): i for i, pts in enumerate(wanted.pts)}
+        self.missing = int(wanted.wanted.sum())
+
+    def take(self, frame: Picture, status: str, detail: str | None) -> Frame | None:
+        """The frame, if it is a wanted one that has not been handed out."""
+        pts = frame.pts
+        if pts is None or (i := self._place.get(pts)) is None or not self._range.wanted[i]:
+            return None
+        del self._place[pts]
+        self.missing -= 1
+        return _planned_frame(self._range, i, status, detail, _upright(frame, self._range.rotation))
+
+    def rest(self, damage: _Damage) -> Iterator[Frame]:
+        """A row for each frame that was not wanted or never came."""
+        for pts, i in sorted(self._place.items()):
+            if self._range.wanted[i]:
+                yield _planned_frame(self._range, i, DECODE_ERROR, damage.why_missing(pts))
+            else:
+                yield _planned_frame(self._range, i, SKIPPED, None)
+
+
+def _planned_frame(
+    wanted: FrameRange, i: int, status: str, detail: str | None, image: np.ndarray | None = None
+) -> Frame:
+    return Frame(wanted.first + i, int(wanted.pts[i]), bool(wanted.key[i]), image, status, detail=detail)
+
+
+def read_range(wanted: FrameRange) -> Iterator[Frame]:
+    """Frames that are known by their time stamps."""
+    delivery, damage = _Delivery(wanted), _Damage()
+    if delivery.missing:
+        for frame in _decode(wanted, damage):
+            if delivered := delivery.take(frame, *damage.judge(frame)):
+                yield delivered
+            if not delivery.missing or (frame.pts is not None and frame.pts > wanted.pts[-1]):
+                break
+    yield from delivery.rest(damage)
+
+
+def read_all(wanted: FrameRange) -> Iterator[Frame]:
+    """Frames in the order the decoder gives them, their numbers by counting."""
+    damage, ticks = _Damage(), frame_ticks(wanted.time_base, wanted.fps)
+    planned, number = len(wanted.pts), 0
+    last: list[int] = []
+    for frame in _decode(wanted, damage):
+        status, detail = damage.judge(frame)
+        last = reckon_pts([*last, frame.pts if wanted.stamped else None], ticks)[-1:]
+        if wanted.wanted[min(number, planned - 1)]:
+            if last[0] != frame.pts:
+                detail = detail or "no usable time stamp; reckoned from the frame rate"
+            image = _upright(frame, wanted.rotation)
+            yield Frame(number, last[0], bool(frame.key_frame), image, status, detail=detail)
+        else:
+            yield Frame(number, last[0], bool(frame.key_frame), None, SKIPPED)
+        number += 1
+    lost = f"the decoder gave {number} of {planned} frames" + (f" ({damage.last})" if damage.last else "")
+    for i in range(number, planned):
+        last = reckon_pts([*last, None], ticks)[-1:]
+        yield Frame(i, last[0], False, None, DECODE_ERROR, detail=lost)
+
+
+def _decode(wanted: FrameRange, damage: _Damage) -> Iterator[Picture]:
+    """Frames from the anchor on. What the file holds never raises; InputLost if the file cannot be got at any more."""
+    path = wanted.source.path
+    try:
+        check_regular(path)
+    except VideoOpenError as error:
+        raise InputLost(error.video, error.problem) from error
+    try:
+        with open_video(path) as (container, stream):
+            yield from _decode_from(container, stream, wanted, damage)
+    except VideoOpenError as error:
+        damage.strike(error.problem)
+
+
+def _decode_from(container: Container, stream: Stream, wanted: FrameRange, damage: _Damage) -> Iterator[Picture]:
+    """Decode from the anchor on, noting damage on the way."""
+    anchor = wanted.anchor
+    source = _packets_from(container, stream, anchor)
+    while True:
+        try:
+            found = next(source, None)
+        except ReadError as error:
+            if error.lost:
+                raise InputLost(shown(container.name.removeprefix("file:")), error.reason) from error
+            damage.strike(f"the file cannot be read further ({error.reason})")
+            found = None
+        if found is not None:
+            damage.send(found)
+        elif not wanted.ordered or container.format.name in ("avi", "mpeg"):
+            damage.end(CUT_SHORT if cut_short(container) else None)
+        packet = found.packet if found else None
+        pictures, complaint = decode(stream, packet)
+        # What is shown before the anchor refers to frames that were not sent, and nobody asks for it.
+        if complaint and not (packet and anchor is not None and packet.pts is not None and packet.pts < anchor):
+            damage.complain(packet, complaint)
+        yield from pictures
+        if packet is None:
+            return
+
+
+def _packets_from(container: Container, stream: Stream, anchor: int | None) -> Iterator[Found]:
+    """Packets from the key frame with pts `anchor` on, or all of them.
+
+    Containers seek by decoding time, by byte position or by guess, so a seek may land too late: it is repeated from
+    further back until the first key frame it finds is not after the anchor; packets before the anchor are dropped.
+    """
+    if anchor is not None:
+        # Start with a second, end at the beginning of the file.
+        margin, reach = round(1 / (stream.time_base or 1)), anchor - (stream.start_time or 0)
+        for back in (0, margin, 4 * margin, 16 * margin, reach):
+            container.seek(max(anchor - back, anchor - reach), stream=stream)
+            after = packets(container, stream)
+            for found in after:
+                packet = found.packet
+                if packet.is_keyframe and packet.pts is not None:
+                    if packet.pts == anchor:
+                        yield found
+                        yield from after
+                        return
+                    if packet.pts > anchor:
+                        break
+        container.seek(stream.start_time or 0, stream=stream)
+    yield from packets(container, stream)
+
+
+def _upright(frame: Picture, rotation: int) -> np.ndarray:
+    image = frame.to_ndarray(format="bgr24")
+    turn = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+    return cv2.rotate(image, turn[rotation]) if rotation in turn else image

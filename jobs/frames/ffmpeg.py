@@ -1,0 +1,200 @@
+"""The only door to PyAV: open a file, hand out its packets, decode them. FFmpeg's errors end here."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import av
+from av.container import InputContainer
+from av.packet import Packet as AvPacket
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from jobs.discover import shown
+from jobs.errors import VideoOpenError
+from jobs.frames.containers import begins_like_mp4, is_cut_short
+from jobs.frames.values import first_lower
+
+# For those who pass them on without a door of their own.
+Container: TypeAlias = InputContainer
+Picture: TypeAlias = VideoFrame
+Stream: TypeAlias = VideoStream
+if TYPE_CHECKING:
+    Packet: TypeAlias = AvPacket[VideoStream]
+else:
+    Packet = AvPacket
+
+# A picture of more pixels than this is refused: a few bytes of header must not claim gigabytes. 16384 x 8192 fits.
+MAX_PIXELS = 1 << 27
+
+# Containers whose frames lie in the file itself. Playlists (hls, concat, ...) read other files and addresses and are
+# not among them.
+_FORMATS = (
+    "3gp,3g2,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mj2,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,rm,"
+    "vob,webm,wtv,yuv4mpegpipe"
+)
+
+# Many decoders conceal an error and tell of it in the log alone: of 150 flipped bits in FFV1 with checksums 149 were
+# noticed with the log and 1 without. Only errors are listened to, and every codec has one thread: FFmpeg's log takes
+# the GIL, which other threads of a decoder would wait for. Where nobody listens, it is silent as it was.
+av.logging.set_level(av.logging.ERROR)
+av.logging.set_skip_repeated(False)
+logging.getLogger("libav").addHandler(logging.NullHandler())
+
+CUT_SHORT = "the file is cut short"
+
+# Said at the level of errors of streams in which every pixel is right.
+_HARMLESS = ("mmco: unref short failure", "unable to decode APP fields", "SEI type")
+
+
+class ReadError(Exception):
+    """The packets end before the file does. lost: the file itself cannot be got at any more."""
+
+    def __init__(self, reason: str, lost: bool) -> None:
+        super().__init__(reason, lost)
+        self.reason, self.lost = reason, lost
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[Container, Stream]]:
+    """A file and the stream of it that is the video. Raises VideoOpenError."""
+    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    try:
+        # Titles in latin-1 are common, and nothing here reads them.
+        with av.logging.Capture() as log:
+            container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        said = " ".join(line for _, _, line in log)
+        if "moov atom not found" in said and begins_like_mp4(path):
+            reason = "no moov: the recording or the copy of it was not finished"
+        elif "whitelist" in said:
+            reason = "a picture, a playlist or another kind of file that is not read as a video"
+        else:
+            reason = _reason(error)
+        raise VideoOpenError(shown(path), f"not a video that can be read ({reason})") from error
+    with container:
+        yield container, _video_stream(container, path)
+
+
+def _video_stream(container: Container, path: Path) -> Stream:
+    streams = [s for s in container.streams.video if not s.disposition & s.disposition.__class__.attached_pic]
+    if not streams:
+        kinds = sorted({"a cover picture" if s.type == "video" else s.type for s in container.streams}) or ["nothing"]
+        raise VideoOpenError(shown(path), f"no video stream in it, only {', '.join(kinds)}")
+    best = container.streams.best("video")
+    stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
+    if stream.codec_context is None:
+        raise VideoOpenError(shown(path), "a video stream of unknown kind, or too short to tell")
+    # Actors fill the cores; one thread also makes errors strike the same frame every time.
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "crccheck"}
+    return stream
+
+
+class Found(NamedTuple):
+    """A packet. wrong: with its data, before: with the file just before it; in words, None if nothing is."""
+
+    packet: Packet
+    wrong: str | None
+    before: str | None
+
+
+def packets(container: Container, stream: Stream) -> Iterator[Found]:
+    """The stream's packets from where the container stands to the end of the file. Raises ReadError."""
+    source, in_place = iter(container.demux(stream)), _InPlace(container, stream)
+    before: str | None = None
+    while True:
+        with av.logging.Capture() as log:
+            try:
+                packet = next(source, None)
+            except av.FFmpegError as error:
+                # Demuxers call it an input error as well if what they read makes no sense.
+                lost = isinstance(error, OSError) and not _can_be_read(_path(container))
+                raise ReadError(_reason(error), lost) from error
+        # Parsers are heard as well; what they have to say of a packet, the decoder says again.
+        before = before or _first_error([line for line in log if line[1] == container.format.name])
+        # PyAV ends a stream with an empty packet, which would flush the decoder for good.
+        if packet is not None and packet.size:
+            yield Found(packet, _wrong(container, packet), in_place(packet) or before)
+            before = None
+        elif packet is None:
+            break
+    if before:
+        raise ReadError(before, lost=False)
+
+
+def _wrong(container: Container, packet: Packet) -> str | None:
+    if packet.is_corrupt:
+        return "the container marks a packet as corrupt"
+    # Parsers take that mark off.
+    at_end = packet.pos is not None and packet.pos + packet.size >= container.size
+    return CUT_SHORT if at_end and cut_short(container) else None
+
+
+def cut_short(container: Container) -> bool:
+    """Whether the file is shorter than it says, of containers that FFmpeg does not check."""
+    return is_cut_short(_path(container), container.format.name)
+
+
+def _path(container: Container) -> Path:
+    return Path(container.name.removeprefix("file:"))
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+    except OSError:
+        return False
+    return True
+
+
+class _InPlace:
+    """Gives packets of an AVI their times by its index.
+
+    FFmpeg counts an AVI's packets as it finds them: behind one that is lost, all are early by one, but only until it
+    seeks.
+    """
+
+    def __init__(self, container: Container, stream: Stream) -> None:
+        # The index points at the header of 8 bytes before the data.
+        listed = stream.index_entries if container.format.name == "avi" else ()
+        self._times = {entry.pos + 8: entry.timestamp for entry in listed}
+        self._shift: int | None = None
+
+    def __call__(self, packet: Packet) -> str | None:
+        """Correct a packet; says so if others are missing before it."""
+        time = None if packet.pos is None else self._times.get(packet.pos)
+        if time is None or packet.dts is None:
+            return None
+        shift = time - packet.dts
+        n_lost, self._shift = shift - (shift if self._shift is None else self._shift), shift
+        if shift:
+            packet.dts = time
+            packet.pts = None if packet.pts is None else packet.pts + shift
+        return f"{n_lost:,} frames before it are not in the file" if n_lost > 0 else None
+
+
+def decode(stream: Stream, packet: Packet | None) -> tuple[list[Picture], str | None]:
+    """The pictures that the decoder gives for a packet, or at the end (None), and what it complains of."""
+    pictures: list[Picture] = []
+    complaint = None
+    with av.logging.Capture() as log:
+        try:
+            pictures = stream.codec_context.decode(packet)
+        except av.error.EOFError:
+            pass
+        except av.FFmpegError as error:
+            complaint = _reason(error)
+    return pictures, _first_error(log) or complaint
+
+
+def _first_error(log: list[tuple[int, str, str]]) -> str | None:
+    return next((first_lower(line.strip().rstrip(".")) for _, _, line in log if not line.startswith(_HARMLESS)), None)
+
+
+def _reason(error: Exception) -> str:
+    return first_lower(getattr(error, "strerror", None) or str(error))

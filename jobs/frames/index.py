@@ -1,0 +1,212 @@
+"""From a file's packets to a FrameIndex."""
+
+import hashlib
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.discover import shown
+from jobs.errors import VideoOpenError
+from jobs.frames.containers import file_doubts
+from jobs.frames.ffmpeg import Container, Packet, Picture, ReadError, Stream, decode, open_video, packets
+from jobs.frames.values import FrameIndex, check_regular, file_state, frame_ticks, reckon_pts
+
+
+def index_video(path: Path) -> FrameIndex:
+    """Index a video file. Raises VideoOpenError."""
+    check_regular(path)
+    state = file_state(path)
+    with open_video(path) as (container, stream):
+        read = _read_packets(container, stream)
+        doubts = file_doubts(path, container.format.name, stream.id)
+        lost = _lost(container, stream, read, cut_short=bool(doubts))
+        doubts += tuple(_index_doubts(container, stream, read, lost, known=bool(doubts)))
+        if not read.pts:
+            raise VideoOpenError(shown(path), _without_frames(read, lost))
+        first = read.first or next(iter(decode(stream, None)[0]), None)
+        if first is None:
+            n_frames, why = len(read.pts) + len(lost), "; ".join((stream.codec_context.name, *doubts[:1]))
+            raise VideoOpenError(shown(path), f"none of its {n_frames} frames can be decoded ({why})")
+        stamped = _has_presentation_times(container, stream)
+        # A stream of a closed container answers with whatever lies in its memory.
+        codec, fps = stream.codec_context.name, stream.average_rate
+        time_base = stream.time_base or Fraction(1, 1000)
+    pts: list[int | None] = list(read.pts) if stamped else [None] * len(read.pts)
+    known = [p for p in pts if p is not None]
+    # A decoding time that falls is a clock set back (files joined, a broadcast restarted): no order by time stamp.
+    ordered = len(set(known)) == len(pts) and all(a <= b for a, b in pairwise(read.dts))
+    ticks = frame_ticks(time_base, fps)
+    pts += _lost_pts(known, read.dts, lost, ticks) if ordered else [None] * len(lost)
+    # Nothing can be decoded from a frame that is not there.
+    key, entry = (np.array(flags + [False] * len(lost)) for flags in (read.key, read.entry))
+    if ordered:
+        stamps = np.array(pts, dtype=np.int64)
+        order = np.argsort(stamps, kind="stable")
+    else:
+        stamps = np.array(reckon_pts(pts, ticks), dtype=np.int64)
+        order = np.arange(len(pts))
+    rotation = round(first.rotation / 90) * 90 % 360
+    return FrameIndex(
+        pts=stamps[order],
+        key=key[order],
+        entry=entry[order],
+        ordered=ordered,
+        stamped=stamped,
+        size=(first.width, first.height) if rotation % 180 == 0 else (first.height, first.width),
+        rotation=rotation,
+        time_base=time_base,
+        fps=float(fps) if fps else None,
+        codec=codec,
+        fingerprint=read.fingerprint(lost),
+        state=state,
+        doubts=doubts,
+    )
+
+
+@dataclass
+class _Read:
+    """What was read of the packets, in their order; packets that are not to be shown count for the digest alone.
+
+    first: picture that came out when the packets were decoded up to the first one that gives any.
+    dts:   of the packets that have one.
+    all_dts: the same, also of packets that are not to be shown.
+    wrong: what FFmpeg found wrong with the file first.
+    ended: why reading stopped, if not at the end of the file.
+    """
+
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int] = field(default_factory=list)
+    all_dts: list[int] = field(default_factory=list)
+    key: list[bool] = field(default_factory=list)
+    entry: list[bool] = field(default_factory=list)
+    first: Picture | None = None
+    wrong: str | None = None
+    ended: str | None = None
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def fingerprint(self, lost: list[int]) -> str:
+        """Of a file that is whole, what its packets are made of; else also of what is missing."""
+        if lost:
+            self.digest.update(f"lost {lost}".encode())
+        return str(self.digest.hexdigest())
+
+
+def _read_packets(container: Container, stream: Stream) -> _Read:
+    read, codec, lengths = _Read(), stream.codec_context.name, _h264_length_bytes(stream)
+    try:
+        for packet, _, before in packets(container, stream):
+            read.wrong = read.wrong or before
+            data = memoryview(packet)
+            # A checksum a packet finds any change that is not made on purpose at a tenth of SHA-256's cost.
+            read.digest.update(
+                f"{packet.pts},{packet.dts},{packet.size},{int(packet.is_keyframe)},{zlib.crc32(data)};".encode()
+            )
+            if read.first is None:
+                read.first = next(iter(decode(stream, packet)[0]), None)
+            dts = [] if packet.dts is None else [packet.dts]
+            read.all_dts += dts
+            if packet.is_discard:
+                continue
+            read.pts.append(packet.pts)
+            read.dts += dts
+            read.key.append(bool(packet.is_keyframe))
+            read.entry.append(bool(packet.is_keyframe) and _is_entry(codec, packet, lengths))
+    except ReadError as error:
+        read.ended = error.reason
+    return read
+
+
+def _lost(container: Container, stream: Stream, read: _Read, cut_short: bool) -> list[int]:
+    """Decoding times of the frames that the container lists and the file does not hold.
+
+    MP4 and MOV list every frame at the beginning or the end, AVI at the end. An AVI that is cut off has lost its list,
+    but not the number of frames in its header.
+    """
+    name = container.format.name
+    if not name.startswith(("mov", "avi")):
+        return []
+    listed = [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
+    n_lost = len(listed) - len(read.pts)
+    lost = sorted((Counter(listed) - Counter(read.all_dts)).elements()) if n_lost > 0 else []
+    if len(lost) != n_lost > 0:
+        lost = listed[-n_lost:]
+    if name == "avi" and cut_short:
+        lost += range(max([*read.all_dts, *lost], default=-1) + 1, stream.frames)
+    return lost
+
+
+def _index_doubts(container: Container, stream: Stream, read: _Read, lost: list[int], known: bool) -> list[str]:
+    """What the header promises and the packets do not hold. known: that the file is damaged is known already."""
+    name = container.format.name
+    if lost:
+        return [f"{len(lost):,} of {len(lost) + len(read.pts):,} frames are not in the file"]
+    lines = []
+    if name == "avi" and stream.frames > (end := max(read.all_dts, default=-1) + 1):
+        lines.append(f"the header counts {stream.frames:,} frames, the last one is number {end:,}")
+    if read.wrong and not known:
+        lines.append(f"parts of the file are damaged ({read.wrong})")
+    if read.ended and not known:
+        lines.append(f"cannot be read further than {len(read.pts):,} frames ({read.ended})")
+    # The header's length is that of all streams and may be rounded: no more than the measure of a loss.
+    if (known or lines) and name.startswith(("matroska", "flv", "asf")) and container.duration and stream.time_base:
+        last_s = max((p for p in read.pts if p is not None), default=0) * stream.time_base
+        lines.append(f"the header gives {container.duration / 1e6:.2f} s, the last frame is at {float(last_s):.2f} s")
+    return lines
+
+
+def _lost_pts(known: list[int], dts: list[int], lost: list[int], ticks: int) -> list[int]:
+    """Presentation times of frames of which the decoding times alone are known.
+
+    Mostly the frames of a video are shown at the times at which they are decoded, later by a constant and in another
+    order; the times that nobody else has are then theirs. Else they are reckoned from the frame rate.
+    """
+    if not lost:
+        return []
+    later = min(known) - min(dts)
+    free = sorted({time + later for time in (*dts, *lost)} - set(known))
+    return free if len(free) == len(lost) else [max(known) + ticks * (i + 1) for i in range(len(lost))]
+
+
+def _without_frames(read: _Read, lost: list[int]) -> str:
+    if read.ended:
+        return f"cannot be read ({read.ended})"
+    return f"none of its {len(lost):,} frames are in the file" if lost else "the video stream has no frames"
+
+
+def _has_presentation_times(container: Container, stream: Stream) -> bool:
+    """AVI has decoding times only. For H.264 and HEVC with B-frames FFmpeg passes those off as presentation times, and
+    sorting by them would shuffle the frames. To be asked after the first frame was decoded, when B-frames are known."""
+    codec = stream.codec_context
+    return container.format.name != "avi" or codec.name not in ("h264", "hevc") or not codec.has_b_frames
+
+
+def _is_entry(codec: str, packet: Packet, length_bytes: int) -> bool:
+    """Whether every frame shown from this key frame on decodes right when decoding starts here.
+
+    So for all codecs but H.264, whose containers also mark recovery points (open GOPs, intra refresh) as key: only
+    instantaneous decoder refreshes (NAL unit type 5) are safe.
+    """
+    return codec != "h264" or 5 in _h264_nal_types(bytes(packet), length_bytes)
+
+
+def _h264_length_bytes(stream: Stream) -> int:
+    """Bytes of the length before each NAL unit, as the AVC configuration says; 0 for a byte stream with start codes."""
+    extradata = stream.codec_context.extradata or b""
+    return (extradata[4] & 3) + 1 if len(extradata) > 4 and extradata[0] == 1 else 0
+
+
+def _h264_nal_types(data: bytes, length_bytes: int) -> set[int]:
+    """NAL unit types in a packet."""
+    if not length_bytes:
+        return {part[0] & 31 for part in data.split(b"\0\0\1")[1:] if part}
+    types, at = set(), 0
+    while at + length_bytes < len(data):
+        types.add(data[at + length_bytes] & 31)
+        at += length_bytes + int.from_bytes(data[at : at + length_bytes], "big")
+    return types
