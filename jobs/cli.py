@@ -57,8 +57,8 @@ def _read_config(context: typer.Context, path: Path | None) -> None:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise typer.BadParameter(f"{shown(path)}: {(error.strerror or str(error)).lower()}") from error
-    except ValueError as error:
-        raise typer.BadParameter(f"{shown(path)}: not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"{shown(path)}: not TOML: {shown(str(error))}") from error
     options = {option.lstrip("-"): parameter.name for parameter in context.command.params for option in parameter.opts}
     allowed = {
         option: name for option, name in options.items() if name not in ("inputs", "overwrite", "config", "help")
@@ -67,7 +67,7 @@ def _read_config(context: typer.Context, path: Path | None) -> None:
         if option not in allowed:
             near = get_close_matches(option, allowed, 1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(allowed))}"
-            raise typer.BadParameter(f"{shown(path)}: no option {option!r}; {hint}")
+            raise typer.BadParameter(f"{shown(path)}: no option {option[:80]!r}; {hint}")
     context.default_map = {allowed[option]: value for option, value in values.items()}
 
 
@@ -183,7 +183,7 @@ def _dry_run(spec: RunSpec, as_json: bool) -> None:
         _print_json(json.loads(job.plan.to_json()) | {"estimated_s": estimate, "problems": job.problems})
     else:
         for text, problem in job.problems:
-            print(f"not used: {text}: {problem}", file=sys.stderr)
+            print(shown(f"not used: {text}: {problem}"), file=sys.stderr)
         print(plan_text(job.plan, pace))
 
 
@@ -295,7 +295,8 @@ def _errors_as_lines(out: Path | None) -> Iterator[None]:
     try:
         yield
     except PosejobError as error:
-        print(f"posejob: {error}", file=sys.stderr)
+        # Names of files, and texts out of them, may hold what would command the terminal.
+        print(f"posejob: {shown(str(error))}", file=sys.stderr)
         if isinstance(error, SinkError):
             print("posejob: what is done is kept; run the same command again when this is mended", file=sys.stderr)
         raise typer.Exit(EXIT_UNUSABLE) from error

@@ -51,6 +51,9 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 
+# What a `Source.video_id` looks like, and so the names of tables.
+VIDEO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}-[0-9a-f]{12}")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -102,9 +105,10 @@ def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
         if excluded in path.parents and not named:
             return False
         suffix = path.suffix.lower()
-        if suffix in IMAGE_SUFFIXES:
+        # Pictures are read where they are found; a pipe would be waited for. What is no file is told of like a video.
+        if suffix in IMAGE_SUFFIXES and path.is_file():
             images.setdefault(path.parent, set()).add(path.name)
-        elif suffix in VIDEO_SUFFIXES or named:
+        elif suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES or named:
             videos.add(path)
         else:
             return False
@@ -142,10 +146,14 @@ def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
     return Discovered(tuple(sorted(sources, key=lambda source: os.fsencode(source.path))), tuple(problems))
 
 
-def shown(path: Path | str) -> str:
-    """A path for one line of a message: other than printable characters are escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def shown(text: Path | str) -> str:
+    """A path, or a text from a file, for one line of a message: other than printable characters are escaped."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in os.fspath(text))
+
+
+def _escaped(c: str) -> str:
+    # Bytes of a name that are no UTF-8 come as these.
+    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
 
 
 def _hidden(file: Path, folder: Path) -> bool:

@@ -2,25 +2,33 @@
 
 A file is written under `_tmp/` with a name of its own, flushed to disk, and published with one hard link, which fails
 if the name is taken. Who comes second discards its copy. Nothing is appended to, nothing overwritten: a name either
-is not there or is whole.
+is not there or is whole, unless the disk damages it; what is damaged is replaced by one rename.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
-from jobs.discover import shown
+from jobs.discover import VIDEO_ID, shown
 from jobs.errors import OutputError, SinkError
 
 PLAN, MANIFEST, SUCCESS = "plan.json", "manifest.json", "_SUCCESS"
-_PUBLISHED = ("poses", "frames")
+TABLES = ("poses", "frames")
 _WORKING = ("_chunks", "_tmp")
-_CHUNK_SUFFIX = ".chunk"
+_CHUNK_SUFFIX, _ASIDE_SUFFIX = ".chunk", ".manifest"
+_PROBE = "_probe."
+
+# Far more than the plan of 10,000 hours of video; a file of a stranger's must not fill the memory.
+_MAX_TEXT_BYTES = 1 << 30
 
 
 class Ledger:
@@ -30,52 +38,89 @@ class Ledger:
         self.out = out
 
     def prepare(self) -> None:
-        """Make the folders and try the commit protocol once. Raises OutputError."""
+        """Make the folders and try the commit protocol once in each. Raises OutputError."""
         try:
             str(self.out).encode()
         except UnicodeEncodeError as error:
             problem = "its path is not UTF-8, and Parquet readers open no other; choose another folder"
             raise OutputError(shown(self.out), problem) from error
+        self.refuse_links()
         try:
-            for name in (*_PUBLISHED, *_WORKING):
+            for name in (*TABLES, *_WORKING):
                 (self.out / name).mkdir(parents=True, exist_ok=True)
             with self._temporary("probe") as tmp:
                 tmp.write_bytes(b"")
-                os.link(tmp, probe := tmp.with_suffix(".link"))
-                probe.unlink()
+                for folder in (*TABLES, "_chunks", "."):
+                    self._probe(tmp, folder)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             raise OutputError(
-                str(self.out), f"cannot write there ({reason}); choose a folder you can write to"
+                str(self.out), f"cannot write there ({_reason(error)}); choose a folder you can write to"
             ) from error
+
+    def _probe(self, tmp: Path, folder: str) -> None:
+        """Link once from `_tmp` into a folder: what cannot be published there should be known before the work."""
+        for left in (self.out / folder).glob(f"{_PROBE}*"):
+            left.unlink(missing_ok=True)
+        probe = self.out / folder / f"{_PROBE}{uuid.uuid4().hex}"
+        try:
+            os.link(tmp, probe)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                problem = f"{folder} is a mount of its own, and results are put there by a hard link; unmount it"
+            elif error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                problem = "its file system makes no hard links, by which results are published"
+            else:
+                raise
+            raise OutputError(str(self.out), f"{problem} or choose another folder") from error
+        probe.unlink(missing_ok=True)
+
+    def refuse_links(self) -> None:
+        """Raise OutputError if anything of a job's is a symbolic link: what it leads to is not ours to read or remove.
+
+        The output folder itself may be one.
+        """
+        names = [PLAN, MANIFEST, SUCCESS, *TABLES, *_WORKING]
+        for folder in TABLES:
+            with contextlib.suppress(OSError):
+                entries = sorted(os.listdir(self.out / folder))
+                names += [f"{folder}/{entry}" for entry in entries if entry.endswith(".parquet")]
+        for name in names:
+            if os.path.islink(self.out / name):
+                raise OutputError(
+                    str(self.out), f"{shown(name)} is a symbolic link, which posejob does not follow; remove the link"
+                )
 
     def clear(self) -> None:
         """Remove a job's files, and nothing else, so that a new one can start. Raises OutputError.
 
         The plan, which says whose they are, goes last.
         """
+        self.refuse_links()
         try:
             for name in (SUCCESS, MANIFEST):
-                (self.out / name).unlink(missing_ok=True)
+                self.discard(name)
             self.clean()
-            for name in _PUBLISHED:
-                for table in (self.out / name).glob("*.parquet"):
-                    table.unlink()
-            (self.out / PLAN).unlink(missing_ok=True)
+            for folder in TABLES:
+                for table in (self.out / folder).glob("*.parquet"):
+                    if VIDEO_ID.fullmatch(table.stem):
+                        table.unlink()
+            self.discard(PLAN)
         except OSError as error:
             raise OutputError(str(self.out), f"cannot be cleared ({error})") from error
 
     def foreign(self) -> bool:
         """Whether the folder holds something of somebody else's and no job. Raises OutputError.
 
-        A run that was stopped before there was a plan leaves folders with nothing in them.
+        A run that was stopped before there was a plan leaves folders with nothing in them, or with a probe.
         """
         with self._reading("the folder"):
-            entries = set(os.listdir(self.out))
+            entries = {entry for entry in os.listdir(self.out) if not entry.startswith(_PROBE)}
             if PLAN in entries:
                 return False
-            filled = any(any((self.out / name).iterdir()) for name in entries & {*_PUBLISHED})
-            return filled or not entries <= {*_PUBLISHED, *_WORKING}
+            filled = any(
+                not entry.startswith(_PROBE) for name in entries & {*TABLES} for entry in os.listdir(self.out / name)
+            )
+            return filled or not entries <= {*TABLES, *_WORKING}
         return False
 
     # --- what is there ---
@@ -86,12 +131,16 @@ class Ledger:
         try:
             return None if data is None else data.decode()
         except UnicodeDecodeError as error:
-            raise OutputError(str(self.out), f"cannot read {name} ({error})") from error
+            raise OutputError(
+                str(self.out), f"its {name} is damaged; use another folder, or --overwrite to start afresh"
+            ) from error
 
     def read_bytes(self, name: str) -> bytes | None:
         """Content of a published file, None if it is not there. Raises OutputError."""
-        with self._reading(name):
-            return (self.out / name).read_bytes()
+        with self._reading(name), _opened(self.out / name) as file:
+            if os.fstat(file.fileno()).st_size > _MAX_TEXT_BYTES:
+                raise OutputError(str(self.out), f"its {name} is larger than 1 GiB; posejob wrote no such file")
+            return file.read()
         return None
 
     @contextlib.contextmanager
@@ -103,26 +152,37 @@ class Ledger:
             pass
         except NotADirectoryError as error:
             raise OutputError(str(self.out), "is a file, not a folder") from error
+        except ValueError as error:
+            raise OutputError(str(self.out), f"is no path ({error})") from error
         except OSError as error:
             raise OutputError(str(self.out), f"cannot read {what} ({error})") from error
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a published file, None if it is not there."""
+    def digest(self, name: str) -> str | None:
+        """SHA-256 of a published file, None if it is not there or cannot be read to its end."""
         try:
-            return (self.out / name).stat().st_size
+            return sha256(self.out / name)
         except OSError:
             return None
+
+    def digests(self) -> frozenset[str]:
+        """The SHA-256 digests in this job's manifests, those set aside included. A file that has one of them is whole,
+        whatever else has become of the manifest."""
+        aside = [f"_chunks/{entry}" for entry in self._chunk_entries() if entry.endswith(_ASIDE_SUFFIX)]
+        texts = (self.read_bytes(name) or b"" for name in (MANIFEST, *aside))
+        return frozenset(found.decode() for text in texts for found in re.findall(rb"\b[0-9a-f]{64}\b", text))
 
     def path(self, name: str) -> Path:
         return self.out / name
 
     def committed(self) -> set[str]:
         """Keys of the chunks that are done."""
-        try:
-            entries = os.listdir(self.out / "_chunks")
-        except FileNotFoundError:
-            return set()
+        entries = self._chunk_entries()
         return {entry.removesuffix(_CHUNK_SUFFIX) for entry in entries if entry.endswith(_CHUNK_SUFFIX)}
+
+    def _chunk_entries(self) -> list[str]:
+        with self._reading("_chunks"):
+            return os.listdir(self.out / "_chunks")
+        return []
 
     # --- what gets in ---
 
@@ -140,19 +200,60 @@ class Ledger:
     def publishing(self, name: str) -> Iterator[Path]:
         """A temporary path to write to; published as `name` when the block ends.
 
-        A name that is taken must hold the same bytes, left by a run that was stopped after publishing it: SinkError if
-        not.
+        A name that is taken keeps its file if that has the same bytes, left by a run that was stopped after publishing
+        it. One with other bytes is damaged, or from another kind of CPU than the chunks, and is replaced: SinkError if
+        the job has been declared done meanwhile.
         """
         with _storing(self.out / name), self._temporary(Path(name).name) as tmp:
             yield tmp
-            if not self._publish(tmp, name) and sha256(tmp) != sha256(self.out / name):
-                raise SinkError(f"{self.out / name}: is there already with other content; --overwrite to start afresh")
+            if self._publish(tmp, name) or self.digest(name) == sha256(tmp):
+                return
+            if os.path.lexists(self.out / SUCCESS):
+                raise SinkError(f"{self.out / name}: is there already with other content, in a job that is done")
+            self._replace(tmp, name)
+
+    # --- what goes out, because it is damaged or done with ---
+
+    def mend(self, name: str, data: bytes) -> None:
+        """Put `data` in place of a published file that is damaged. Raises SinkError."""
+        with _storing(self.out / name), self._temporary(Path(name).name) as tmp:
+            tmp.write_bytes(data)
+            self._replace(tmp, name)
+
+    def unseal(self, manifest: bytes | None, keep: bool) -> bool:
+        """Declare a job not done: take `_SUCCESS` away, and the manifest if it is not to be kept. False, and nothing
+        happens, if the manifest is not `manifest` any more.
+
+        It goes first, to `_chunks/`, where its digests go on proving the tables that are whole. So a run that is
+        stopped anywhere leaves a folder that is not done and has lost no proof. Raises SinkError.
+        """
+        if self.read_bytes(MANIFEST) != manifest:
+            return False
+        with _storing(self.out / MANIFEST):
+            if manifest is not None and not keep:
+                aside = self.out / "_chunks" / f"{uuid.uuid4().hex}{_ASIDE_SUFFIX}"
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(self.out / MANIFEST, aside)
+                _flush(aside.parent)
+            self.discard(SUCCESS)
+            _flush(self.out)
+        return True
+
+    def discard(self, name: str) -> None:
+        """Remove a file. Raises OSError."""
+        (self.out / name).unlink(missing_ok=True)
 
     def clean(self) -> None:
-        """Remove the working folders of a job that is done."""
-        for name in _WORKING:
+        """Remove the working folders of a job that is done. Raises OSError.
+
+        A worker may still be at it that nobody waits for any more. Without `_tmp` under its name it can neither begin
+        nor publish anything, so that goes first and in one step.
+        """
+        if os.path.lexists(self.out / "_tmp"):
+            (self.out / "_chunks").mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(self.out / name)
+                os.rename(self.out / "_tmp", self.out / "_chunks" / f"tmp.{uuid.uuid4().hex}")
+        _remove_tree(self.out / "_chunks")
 
     @contextlib.contextmanager
     def _temporary(self, stem: str) -> Iterator[Path]:
@@ -173,6 +274,11 @@ class Ledger:
             return False
         return True
 
+    def _replace(self, tmp: Path, name: str) -> None:
+        _flush(tmp)
+        os.replace(tmp, self.out / name)
+        _flush((self.out / name).parent)
+
 
 def chunk_name(key: str) -> str:
     """Where a chunk's result is published, relative to the output folder."""
@@ -185,9 +291,31 @@ def seal(manifest: bytes) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as opened:
+    """Hex digest of a file's bytes. Raises OSError, also for what is not a regular file."""
+    with _opened(path) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """A file to read; links are not followed and pipes not waited for. Raises OSError."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        yield opened
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder that others may be removing, or filling, at the same time; what outlasts that stays for the next
+    run."""
+    for _ in range(20):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
+        if not os.path.lexists(folder):
+            return
 
 
 @contextlib.contextmanager
@@ -196,7 +324,12 @@ def _storing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SinkError(f"{target}: cannot be stored ({(error.strerror or str(error)).lower()})") from error
+        raise SinkError(f"{target}: cannot be stored ({_reason(error)})") from error
+
+
+def _reason(error: OSError) -> str:
+    """The system's words; PyArrow has longer ones of its own around them."""
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()
 
 
 def _flush(path: Path) -> None:

@@ -1,14 +1,14 @@
 """A job from the first look at the inputs to `_SUCCESS`."""
 
 import contextlib
+import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from jobs import __version__
 from jobs.discover import Source, discover
@@ -22,11 +22,14 @@ from jobs.finalise import (
     VideoReport,
     failed_video,
     finalise_video,
+    kept_video,
 )
 from jobs.frames import FrameIndex, probe
-from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, seal, sha256
+from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, chunk_name, seal, sha256
+from jobs.manifest import UNREADABLE, table_names
 from jobs.plan import Chunk, Plan, VideoPlan, check_same_job, frame_range, make_plan, planned_chunk_frames
-from jobs.sink import chunk_bytes
+from jobs.repair import Found, look
+from jobs.sink import chunk_bytes, chunk_is_whole
 from jobs.spec import Options, RunSpec, Selection
 from jobs.worker import WorkerSpec, WorkUnit, tables_without_reading
 from models.registry import Network, find_network
@@ -81,6 +84,8 @@ def prepare(spec: RunSpec, observe: Observer) -> Prepared:
 
     Raises ConfigError, ModelError, OutputError: all before any work.
     """
+    ledger = Ledger(spec.out.absolute())
+    ledger.refuse_links()
     network = find_network(spec.model, report=lambda line: observe(Note(line)))
     device = check_device(spec.device)
     height = spec.height or network.manifest.height
@@ -94,8 +99,11 @@ def prepare(spec: RunSpec, observe: Observer) -> Prepared:
         lines = "; ".join(f"{text}: {problem}" for text, problem in found.problems)
         raise ConfigError(lines or "no inputs")
     options = Options(height, spec.selection, spec.max_people, spec.min_score)
-    chunk_frames = planned_chunk_frames(Ledger(spec.out).read(PLAN) or "") if not spec.overwrite else None
-    plan = make_plan(_probe_all(found.sources), network, options, chunk_frames or spec.chunk_frames)
+    indices = list(_probe_all(found.sources))
+    plan = make_plan(indices, network, options, spec.chunk_frames)
+    if not spec.overwrite and _digest(plan) not in ledger.digests():
+        earlier = planned_chunk_frames((ledger.read_bytes(PLAN) or b"").decode(errors="replace"))
+        plan = make_plan(indices, network, options, earlier or spec.chunk_frames)
     if not plan.n_selected and plan.n_frames:
         raise ConfigError("no frame is selected; are --from and --to within the videos?")
     return Prepared(plan, network, device, found.problems)
@@ -111,52 +119,44 @@ def run_job(spec: RunSpec, start: StartExecutor, observe: Observer) -> JobReport
     for text, problem in job.problems:
         observe(Note(f"not used: {text}: {problem}"))
     ledger = Ledger(spec.out.absolute())
-    job = replace(job, plan=_open_folder(ledger, job.plan, spec.overwrite))
-    if done := read_report(ledger):
-        ledger.clean()
-        observe(Planned(job.plan, job.plan.n_selected))
-        return JobReport(str(spec.out), done, job.problems, 0, time.monotonic() - began, again=True)
+    job = replace(job, plan=_open_folder(ledger, job.plan, spec.overwrite, observe))
     run = _Run(ledger, job, observe)
-    try:
-        run.all(spec.workers, start)
-    except SinkError:
-        # Another run of the same command may have finished meanwhile, and cleaned up.
-        if run.lost_the_folder() or not (done := read_report(ledger)):
-            raise
+
+    def already(done: tuple[VideoReport, ...]) -> JobReport:
         return JobReport(str(spec.out), done, job.problems, run.n_inferred, time.monotonic() - began, again=True)
+
+    try:
+        found = _take_up(ledger, job.plan, observe)
+        if found.done is not None:
+            _clean(ledger, observe)
+            observe(Planned(job.plan, job.plan.n_selected))
+            return already(found.done)
+        run.all(found.whole, spec.workers, start)
+    except (OutputError, SinkError):
+        # Another run of the same command may have finished meanwhile, and cleaned up.
+        if run.lost_the_folder() or (done := look(ledger, job.plan).done) is None:
+            raise
+        return already(done)
     videos = tuple(run.reports[video.video_id] for video in job.plan.videos)
     return JobReport(str(spec.out), videos, job.problems, run.n_inferred, time.monotonic() - began)
 
 
-def read_report(ledger: Ledger) -> tuple[VideoReport, ...] | None:
-    """The videos of a finished job, from its manifest; None if the job is not done."""
-    if ledger.read(SUCCESS) is None:
-        return None
-    text = ledger.read(MANIFEST)
+def _take_up(ledger: Ledger, plan: Plan, observe: Observer) -> Found:
+    """See what is published. A job that was done and is damaged is from here on one that is not done."""
+    while (found := look(ledger, plan)).done is None:
+        ledger.prepare()
+        if not found.sealed or ledger.unseal(found.manifest, keep=found.proven):
+            for problem in found.problems:
+                observe(Note(f"repairing {problem}"))
+            break
+    return found
+
+
+def _clean(ledger: Ledger, observe: Observer) -> None:
     try:
-        manifest = json.loads(text or "")
-        for file in manifest["files"]:
-            if ledger.size(file["path"]) != file["bytes"]:
-                problem = (
-                    f"{file['path']} is missing or has changed since the job was done; --overwrite to start afresh"
-                )
-                raise OutputError(str(ledger.out), problem)
-        return tuple(_video_report(video, manifest["files"]) for video in manifest["videos"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(str(ledger.out), "its manifest.json is damaged; --overwrite to start afresh") from error
-
-
-def _video_report(video: dict[str, Any], files: list[dict[str, Any]]) -> VideoReport:
-    return VideoReport(
-        video_id=video["video_id"],
-        uri=video["uri"],
-        status=video["status"],
-        n_frames=video["frames"],
-        n_people=video["people"],
-        statuses=video["frame_status"],
-        problems=tuple(video["problems"]),
-        files=tuple(PublishedFile(**file) for file in files if file["path"] in video["files"]),
-    )
+        ledger.clean()
+    except OSError as error:
+        observe(Note(f"_chunks and _tmp are no longer needed and cannot be removed ({error})"))
 
 
 def _probe_all(sources: Iterable[Source]) -> Iterator[tuple[Source, FrameIndex | str]]:
@@ -172,25 +172,31 @@ def _probe_all(sources: Iterable[Source]) -> Iterator[tuple[Source, FrameIndex |
         yield from pool.map(attempt, sources)
 
 
-def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool) -> Plan:
+def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool, observe: Observer) -> Plan:
     """Make the output folder this job's own, or see that it already is. Returns the plan as the folder has it."""
-    if ledger.foreign():
+    # A manifest that lists this very plan makes the folder this job's, whatever has become of plan.json.
+    known = ledger.digests()
+    proven = _digest(plan) in known
+    if not proven and ledger.foreign():
         raise OutputError(str(ledger.out), "is not empty and holds no posejob job; choose another folder")
     if overwrite:
         ledger.clear()
-    ledger.prepare()
-    if not ledger.publish_bytes(PLAN, plan.to_json().encode()):
+    elif proven and (digest := ledger.digest(PLAN)) not in known:
+        observe(Note(f"repairing {PLAN}: {'changed since the job was done' if digest else 'missing'}"))
+        ledger.prepare()
+        ledger.mend(PLAN, plan.to_json().encode())
+    if (text := ledger.read(PLAN)) is None:
+        ledger.prepare()
+        ledger.publish_bytes(PLAN, plan.to_json().encode())
         text = ledger.read(PLAN) or ""
-        check_same_job(text, plan, str(ledger.out))
-        # The same network may go by another path today. What is published already holds the first name.
-        return replace(plan, model=json.loads(text)["model"]["name"])
-    return plan
+    check_same_job(text, plan, str(ledger.out))
+    # The same network may go by another path today. What is published already holds the first name.
+    return replace(plan, model=json.loads(text)["model"]["name"])
 
 
-def _missing(ledger: Ledger, plan: Plan) -> list[tuple[VideoPlan, Chunk]]:
-    """Chunks still to do, in order."""
-    done = ledger.committed()
-    return [(video, chunk) for video in plan.videos for chunk in video.chunks if chunk.key not in done]
+def _digest(plan: Plan) -> str:
+    """SHA-256 of what plan.json holds for this plan."""
+    return hashlib.sha256(plan.to_json().encode()).hexdigest()
 
 
 def _work_unit(video: VideoPlan, chunk: Chunk, selection: Selection) -> WorkUnit:
@@ -216,15 +222,16 @@ class _Run:
         self._began = datetime.now(UTC)
         self._plan_bytes = ledger.read_bytes(PLAN)
 
-    def all(self, workers: int | None, start: StartExecutor) -> None:
-        """From what earlier runs have left to `_SUCCESS`."""
+    def all(self, whole: Container[str], workers: int | None, start: StartExecutor) -> None:
+        """From what earlier runs have left to `_SUCCESS`. whole: published tables that need no computing."""
         plan = self.job.plan
-        missing = _missing(self.ledger, plan)
+        self._keep(whole)
+        missing = self._missing()
         to_do = sum(self._n_selected(video, chunk) for video, chunk in missing)
         self.observe(Planned(plan, plan.n_selected - to_do))
         waiting = Counter(video.video_id for video, _ in missing)
         for video in plan.videos:
-            if video.video_id not in waiting:
+            if video.video_id not in waiting and video.video_id not in self.reports:
                 self._finish(video)
         if missing:
             division = layout(usable_cpus(), workers)
@@ -232,11 +239,53 @@ class _Run:
             with start(worker, division) as executor:
                 self._work(executor, missing, waiting)
         self._publish_manifest()
-        self.ledger.clean()
+        _clean(self.ledger, self.observe)
 
     def lost_the_folder(self) -> bool:
         """Whether another job has taken the output folder over since this one began (`--overwrite`)."""
         return self.ledger.read_bytes(PLAN) != self._plan_bytes
+
+    def _keep(self, whole: Container[str]) -> None:
+        """Take over the videos both of whose tables are whole: their chunks may be gone, and are not missed."""
+        for video in self.job.plan.videos:
+            names = table_names(video.video_id)
+            if video.index is None or not all(name in whole for name in names):
+                continue
+            report = kept_video(self.ledger, self.job.plan, video, self.job.network.manifest.skeleton)
+            if report is None:
+                for name in names:
+                    self.observe(Note(f"repairing {name} (of {video.source.uri}): not what this job makes of it"))
+            else:
+                self.reports[video.video_id] = report
+                self.observe(VideoDone(report))
+
+    def _missing(self) -> list[tuple[VideoPlan, Chunk]]:
+        """Chunks still to do, in order. Those that were damaged on disk are among them."""
+        done = self.ledger.committed()
+        missing = []
+        for video in self.job.plan.videos:
+            for chunk in () if video.video_id in self.reports else video.chunks:
+                if chunk.key in done and not self._chunk_is_whole(chunk):
+                    self.observe(
+                        Note(f"repairing {chunk_name(chunk.key)} (of {video.source.uri}): damaged, computed again")
+                    )
+                    self._discard(chunk_name(chunk.key))
+                    done.remove(chunk.key)
+                if chunk.key not in done:
+                    missing.append((video, chunk))
+        return missing
+
+    def _chunk_is_whole(self, chunk: Chunk) -> bool:
+        try:
+            return chunk_is_whole(self.ledger.read_bytes(chunk_name(chunk.key)) or b"")
+        except OutputError:
+            return False
+
+    def _discard(self, name: str) -> None:
+        try:
+            self.ledger.discard(name)
+        except OSError as error:
+            raise OutputError(str(self.ledger.out), f"{name} is damaged and cannot be removed ({error})") from error
 
     def _n_selected(self, video: VideoPlan, chunk: Chunk) -> int:
         return int(_work_unit(video, chunk, self.job.plan.options.selection).frames.wanted.sum())
@@ -302,6 +351,32 @@ class _Run:
         }
         text = (json.dumps(manifest, indent=1) + "\n").encode()
         if not self.ledger.publish_bytes(MANIFEST, text):
-            # An earlier run was stopped between the manifest and the seal; its manifest holds, the files are the same.
-            text = self.ledger.path(MANIFEST).read_bytes()
-        self.ledger.publish_bytes(SUCCESS, seal(text))
+            # Of a run that was stopped between the manifest and the seal, or is there now: the files are the same.
+            found = self.ledger.read_bytes(MANIFEST)
+            if not _tell_the_same(found, text):
+                self.ledger.unseal(found, keep=False)
+                self.ledger.publish_bytes(MANIFEST, text)
+        self._seal()
+
+    def _seal(self) -> None:
+        """Publish `_SUCCESS` for the manifest that is there: two runs may have mended the same folder."""
+        for _ in range(3):
+            text = self.ledger.read_bytes(MANIFEST)
+            if text is not None:
+                if self.ledger.publish_bytes(SUCCESS, seal(text)) or self.ledger.read_bytes(SUCCESS) == seal(text):
+                    return
+                self._discard(SUCCESS)
+        raise SinkError(f"{self.ledger.path(MANIFEST)}: taken away by another run")
+
+
+# What a manifest says of the run rather than of the job.
+_OF_THE_RUN = ("device", "execution_devices", "began", "ended", "frames_inferred")
+
+
+def _tell_the_same(found: bytes | None, ours: bytes) -> bool:
+    """Whether a manifest that nobody has sealed says of the job what ours says."""
+    mine = json.loads(ours)
+    try:
+        return bool(json.loads(found or b"") | {name: mine[name] for name in _OF_THE_RUN} == mine)
+    except UNREADABLE:
+        return False

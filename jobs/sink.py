@@ -1,5 +1,6 @@
 """Tables on disk: what a worker hands over for a chunk, and the Parquet files users get."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -67,16 +68,20 @@ def chunk_bytes(poses: Table, frames: Table) -> bytes:
     return data + hashlib.sha256(data).digest()
 
 
+def chunk_is_whole(blob: bytes) -> bool:
+    """Whether these are the bytes of a chunk as a worker wrote it."""
+    return hashlib.sha256(blob[:-_DIGEST_BYTES]).digest() == blob[-_DIGEST_BYTES:]
+
+
 def read_chunk(path: Path) -> tuple[pa.Table, Table]:
     """(poses, frames) of a chunk. Raises SinkError if it is not what a worker wrote."""
     try:
         blob = path.read_bytes()
     except OSError as error:
         raise SinkError(f"{path}: cannot be read ({error.strerror})") from error
-    data, digest = blob[:-_DIGEST_BYTES], blob[-_DIGEST_BYTES:]
-    if hashlib.sha256(data).digest() != digest:
-        raise SinkError(f"{path}: damaged on disk; delete it and run the same command again")
-    source = pa.BufferReader(data)
+    if not chunk_is_whole(blob):
+        raise SinkError(f"{path}: damaged on disk while the job ran; run the same command again")
+    source = pa.BufferReader(blob[:-_DIGEST_BYTES])
     poses = pa.ipc.open_stream(source).read_all()
     return poses, pa.ipc.open_stream(source).read_all()
 
@@ -86,7 +91,7 @@ def write_parquet(path: Path, tables: Iterable[Table], schema: pa.Schema, metada
 
     The file depends on the rows alone, not on how they are spread over the tables: row groups are cut by count.
     """
-    text = json.dumps(metadata, sort_keys=True)
+    text = _text(metadata)
     # pandas fills DataFrame.attrs from this key.
     schema = schema.with_metadata({"posejob": text, "PANDAS_ATTRS": json.dumps({"posejob": metadata}, sort_keys=True)})
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
@@ -108,16 +113,39 @@ def write_parquet(path: Path, tables: Iterable[Table], schema: pa.Schema, metada
     return rows
 
 
+def read_parquet(path: Path, schema: pa.Schema, metadata: dict[str, Any]) -> tuple[int, Iterator[Table]]:
+    """Rows of a file that `write_parquet` wrote with this schema and metadata, and its row groups. Raises SinkError if
+    it is not such a file."""
+    with _reading(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        found = file.schema_arrow
+        if not found.equals(schema) or (found.metadata or {}).get(b"posejob") != _text(metadata).encode():
+            raise SinkError(f"{path}: not a table of this job")
+        return file.metadata.num_rows, _row_groups_of(file, path)
+
+
+def _row_groups_of(file: pq.ParquetFile, path: Path) -> Iterator[Table]:
+    with file, _reading(path):
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
+
+
 def count_rows(path: Path) -> int:
     """Rows of a Parquet file after reading every page with its checksum. Raises SinkError if one does not fit."""
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return sum(len(batch) for batch in file.iter_batches())
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        rows = 0
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches():
-                rows += len(batch)
-        return rows
+        yield
     except (OSError, pa.ArrowException) as error:
         raise SinkError(f"{path}: not readable as Parquet ({str(error).splitlines()[0][:120]})") from error
+
+
+def _text(metadata: dict[str, Any]) -> str:
+    return json.dumps(metadata, sort_keys=True)
 
 
 def _row_groups(tables: Iterable[Table], schema: pa.Schema) -> Iterator[Table]:

@@ -94,7 +94,7 @@ def read_manifest(text: str, origin: str) -> Manifest:
     """Parse and check a manifest. origin: the file's name, for messages. Raises ManifestError."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ManifestError(origin, f"not TOML: {error}") from error
     table = _Table(data, origin)
     input_, output = table.section("input"), table.section("output")
@@ -132,14 +132,14 @@ def _variant(table: "_Table") -> Variant:
     for file in table.tables("files"):
         path = file.text("path")
         # A manifest must not be able to name a file outside its model's folder.
-        if path != Path(path).name or path in ("", ".", ".."):
+        if not _is_plain(path):
             raise ManifestError(table.origin, f"file path {path!r} must be a plain file name")
         url = file.text("url") if "url" in file.data else None
         files.append(ModelFile(path, file.positive("bytes"), file.text("sha384"), url))
     if not files:
         raise ManifestError(table.origin, f"variant {table.text('name')} has no files")
     name = table.text("name")
-    if name != Path(name).name or name in ("", ".", ".."):
+    if not _is_plain(name):
         raise ManifestError(table.origin, f"variant name {name!r} must be a plain name")
     return Variant(name, tuple(files))
 
@@ -183,6 +183,10 @@ class _Table:
         if len(value) != count or not all(_is_number(v) for v in value):
             raise ManifestError(self.origin, f"{self.prefix}{key} is {value!r}, expected {count} numbers")
         return value
+
+
+def _is_plain(name: str) -> bool:
+    return name == Path(name).name and name not in ("", ".", "..") and name.isprintable()
 
 
 def _is_number(value: object) -> bool:

@@ -46,6 +46,33 @@ def test_a_mistake_in_it_is_one_line(plan, text: str, message: str):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "height = " + "[" * 100_000,
+        '"\\u001b[2J" = 1',
+        'height = "\\u001b[2J"',
+        "height = 1\x1b[2J",
+        'from = "\\u001b[2J"',
+        "height = []",
+        "out = 7\nout = 8",
+        "[out]\nx = 1",
+    ],
+)
+def test_a_strangers_file_is_one_printable_refusal(plan, text: str):
+    result = plan(text)
+    assert result.exit_code == 2
+    assert all(line.isprintable() for line in result.stderr.splitlines())
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("out", ["a\\u0000b", "\\u001b[2J"])
+def test_a_strangers_output_folder_is_a_name_like_any_other(plan, out: str):
+    result = plan(f'out = "{out}"')
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert all(line.isprintable() for line in result.output.splitlines())
+
+
 def test_a_missing_file_is_named(walk: Path):
     result = CliRunner().invoke(app, ["submit", str(walk), "--config", "nowhere.toml"])
     assert result.exit_code == 2

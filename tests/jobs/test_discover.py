@@ -72,6 +72,13 @@ def test_a_link_to_nowhere_is_left_to_whoever_opens_it(home: Path):
     assert find("link.mp4") == Discovered((Source(home / "link.mp4"),), ())
 
 
+@pytest.mark.parametrize("typed", ["x.jpg", "*.jpg"])
+def test_a_picture_that_is_no_file_is_left_to_whoever_opens_it(home: Path, typed: str):
+    """Reading a pipe would wait for ever."""
+    os.mkfifo("x.jpg")
+    assert find(typed) == Discovered((Source(home / "x.jpg"),), ())
+
+
 # Folders
 
 

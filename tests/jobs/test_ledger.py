@@ -1,16 +1,21 @@
 import errno
+import itertools
 import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs import ledger as ledger_module
 from jobs.errors import OutputError, SinkError
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, chunk_name, seal, sha256
 
@@ -135,12 +140,22 @@ def test_the_same_bytes_once_more_are_welcome(ledger: Ledger):
     assert temporaries(ledger) == []
 
 
-def test_other_bytes_under_a_taken_name_are_an_error(ledger: Ledger):
+@pytest.mark.parametrize("there", [lambda path: path.write_bytes(b"one"), lambda path: path.symlink_to("nowhere")])
+def test_other_bytes_under_a_taken_name_are_replaced(ledger: Ledger, there: Callable[[Path], None]):
+    there(ledger.out / "poses" / "a.parquet")
+    with ledger.publishing("poses/a.parquet") as tmp:
+        tmp.write_bytes(b"two")
+    assert (ledger.out / "poses" / "a.parquet").read_bytes() == b"two"
+    assert temporaries(ledger) == []
+
+
+def test_other_bytes_in_a_job_that_is_done_are_an_error(ledger: Ledger):
     ledger.publish_bytes("poses/a.parquet", b"one")
+    ledger.publish_bytes(SUCCESS, b"{}")
     with pytest.raises(SinkError) as caught, ledger.publishing("poses/a.parquet") as tmp:
         tmp.write_bytes(b"two")
     assert str(caught.value) == (
-        f"{ledger.out}/poses/a.parquet: is there already with other content; --overwrite to start afresh"
+        f"{ledger.out}/poses/a.parquet: is there already with other content, in a job that is done"
     )
     assert (ledger.out / "poses" / "a.parquet").read_bytes() == b"one"
     assert temporaries(ledger) == []
@@ -185,6 +200,29 @@ def test_an_output_folder_that_was_taken_away(ledger: Ledger):
         ledger.commit_chunk("k1", b"one")
 
 
+def test_a_worker_that_wakes_up_when_all_is_done_changes_nothing(finished: Ledger, monkeypatch: pytest.MonkeyPatch):
+    """It had written its copy, and everybody else went on without it."""
+    flush = ledger_module._flush
+
+    def sleep_meanwhile(path: Path) -> None:
+        finished.clean()
+        flush(path)
+
+    monkeypatch.setattr(ledger_module, "_flush", sleep_meanwhile)
+    before = snapshot(finished.out)
+    with pytest.raises(SinkError, match=r"k9\.chunk: cannot be stored \(no such file or directory\)$"):
+        finished.commit_chunk("k9", b"late")
+    assert snapshot(finished.out) == {name: data for name, data in before.items() if not name.startswith("_chunks")}
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if path.name != "_tmp"
+    }
+
+
 # Preparing
 
 
@@ -192,6 +230,7 @@ def test_preparing_twice_is_fine(ledger: Ledger):
     ledger.commit_chunk("k1", b"one")
     ledger.prepare()
     assert sorted(os.listdir(ledger.out)) == ["_chunks", "_tmp", "frames", "poses"]
+    assert [*(ledger.out / "poses").iterdir(), *(ledger.out / "frames").iterdir()] == []
     assert ledger.committed() == {"k1"}
     assert temporaries(ledger) == []
 
@@ -238,12 +277,53 @@ def test_a_place_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(OutputError, match=r"cannot write there \(operation not permitted\)"):
+    with pytest.raises(OutputError, match=r"its file system makes no hard links, .* or choose another folder$"):
         Ledger(tmp_path / "out").prepare()
     assert os.listdir(tmp_path / "out" / "_tmp") == []
 
 
+@pytest.mark.parametrize("folder", ["poses", "frames", "_chunks"])
+def test_a_folder_that_is_a_mount_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str):
+    link = os.link
+
+    def across(source: Path, target: Path) -> None:
+        if target.parent.name == folder:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", across)
+    with pytest.raises(OutputError, match=rf"out: {folder} is a mount of its own, .* or choose another folder$"):
+        Ledger(tmp_path / "out").prepare()
+
+
+def test_a_probe_that_was_left_behind_is_nobodys_and_goes_away(tmp_path: Path):
+    (tmp_path / "poses").mkdir()
+    for folder in (tmp_path, tmp_path / "poses"):
+        (folder / "_probe.0123").touch()
+    assert not Ledger(tmp_path).foreign()
+    Ledger(tmp_path).prepare()
+    assert not list(tmp_path.rglob("_probe*"))
+
+
 # Reading
+
+
+NO_FILES = [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(__file__)]
+
+
+@pytest.mark.parametrize("make", NO_FILES, ids=["folder", "pipe", "device", "link"])
+def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(ledger: Ledger, make: Callable[[Path], Any]):
+    make(ledger.out / PLAN)
+    assert ledger.digest(PLAN) is None
+    with pytest.raises(OutputError, match=r"cannot read plan\.json \("):
+        ledger.read(PLAN)
+
+
+def test_a_text_that_would_fill_the_memory_is_not_read(ledger: Ledger):
+    with (ledger.out / MANIFEST).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OutputError, match=r"its manifest\.json is larger than 1 GiB; posejob wrote no such file"):
+        ledger.read_bytes(MANIFEST)
 
 
 def test_a_text_that_is_not_there_is_none(ledger: Ledger):
@@ -254,7 +334,7 @@ def test_a_text_that_is_not_there_is_none(ledger: Ledger):
 def test_texts_that_cannot_be_read(ledger: Ledger, tmp_path: Path):
     (ledger.out / PLAN).write_bytes(b"\xff")
     (ledger.out / MANIFEST).mkdir()
-    with pytest.raises(OutputError, match=r"out: cannot read plan\.json \("):
+    with pytest.raises(OutputError, match=r"out: its plan\.json is damaged; use another folder, or --overwrite"):
         ledger.read(PLAN)
     with pytest.raises(OutputError, match=r"out: cannot read manifest\.json \("):
         ledger.read(MANIFEST)
@@ -303,10 +383,13 @@ def test_a_file_is_no_folder(tmp_path: Path):
 # Clearing
 
 
+TABLE = "walk-0123456789ab.parquet"
+
+
 @pytest.fixture
 def finished(ledger: Ledger) -> Ledger:
     """A job that was done, and things of the user's beside it."""
-    for name in (PLAN, MANIFEST, SUCCESS, "poses/a.parquet", "frames/a.parquet", "_chunks/k.chunk"):
+    for name in (PLAN, MANIFEST, SUCCESS, f"poses/{TABLE}", f"frames/{TABLE}", "_chunks/k.chunk"):
         ledger.publish_bytes(name, b"{}")
     (ledger.out / "notes.txt").touch()
     (ledger.out / "rendered by me").mkdir()
@@ -314,10 +397,12 @@ def finished(ledger: Ledger) -> Ledger:
 
 
 def test_clearing_removes_the_job_and_leaves_what_is_the_users(finished: Ledger):
-    (mine := finished.out / "poses" / "analysis.csv").touch()
+    mine = [finished.out / "poses" / name for name in ("analysis.csv", "analysis.parquet")]
+    for path in mine:
+        path.touch()
     finished.clear()
     assert sorted(os.listdir(finished.out)) == ["frames", "notes.txt", "poses", "rendered by me"]
-    assert [*(finished.out / "frames").iterdir(), *(finished.out / "poses").iterdir()] == [mine]
+    assert [*(finished.out / "frames").iterdir(), *sorted((finished.out / "poses").iterdir())] == mine
 
 
 def test_clearing_a_folder_that_is_not_there(tmp_path: Path):
@@ -332,7 +417,7 @@ def test_stopped_while_clearing_it_is_still_our_folder_and_no_finished_job(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", stop)
+        patch.setattr(Ledger, "clean", stop)
         with pytest.raises(KeyboardInterrupt):
             finished.clear()
     assert finished.read(SUCCESS) is None
@@ -343,6 +428,113 @@ def test_what_cannot_be_cleared_is_said(ledger: Ledger):
     (ledger.out / MANIFEST).mkdir()
     with pytest.raises(OutputError, match=r"out: cannot be cleared \("):
         ledger.clear()
+
+
+LINKED = [PLAN, MANIFEST, SUCCESS, "poses", "frames", "_chunks", "_tmp", f"poses/{TABLE}", "frames/mine.parquet"]
+
+
+@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_nothing_is_done_in_a_folder_with_a_link_in_it(tmp_path: Path, name: str, target: str):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / TABLE).touch()
+    (out / name).parent.mkdir(parents=True)
+    (out / name).symlink_to(tmp_path / target)
+    ledger = Ledger(out)
+    for act in (ledger.refuse_links, ledger.prepare, ledger.clear):
+        with pytest.raises(OutputError) as caught:
+            act()
+        assert str(caught.value) == (
+            f"output folder {out}: {name} is a symbolic link, which posejob does not follow; remove the link"
+        )
+    assert os.listdir(elsewhere) == [TABLE]
+
+
+def test_the_output_folder_itself_may_be_a_link(finished: Ledger):
+    (link := finished.out.with_name("link")).symlink_to(finished.out)
+    Ledger(link).prepare()
+    Ledger(link).clear()
+    assert not (finished.out / PLAN).exists()
+
+
+# Declared not done
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_job_declared_not_done_loses_no_proof(finished: Ledger, keep: bool):
+    digest = "0123456789abcdef" * 4
+    (finished.out / MANIFEST).write_text(f'"{digest}", "{digest}{digest[:32]}"')
+    assert not finished.unseal(b"another manifest", keep)
+    assert finished.read(SUCCESS) is not None
+    assert finished.unseal(finished.read_bytes(MANIFEST), keep)
+    assert finished.read(SUCCESS) is None
+    assert (finished.read(MANIFEST) is not None) == keep
+    assert finished.digests() == {digest}
+    assert finished.committed() == {"k"}
+
+
+def test_a_seal_without_a_manifest_is_taken_away(finished: Ledger):
+    finished.discard(MANIFEST)
+    assert finished.unseal(None, keep=False)
+    assert finished.read(SUCCESS) is None
+
+
+def test_a_damaged_file_is_mended_in_one_step(finished: Ledger):
+    finished.mend(PLAN, b"new")
+    finished.mend(f"poses/{TABLE}", b"new")
+    assert finished.read(PLAN) == finished.read(f"poses/{TABLE}") == "new"
+    assert temporaries(finished) == []
+
+
+# Cleaning
+
+
+def test_cleaning_twice_or_at_once_is_fine(finished: Ledger):
+    for i in range(200):
+        (finished.out / "_chunks" / f"{i}.chunk").touch()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: finished.clean(), range(4)))
+    assert not {"_chunks", "_tmp"} & {*os.listdir(finished.out)}
+
+
+def test_cleaning_under_a_worker_that_goes_on_committing(finished: Ledger):
+    """It must neither fail nor leave anything for ever."""
+    stop = threading.Event()
+    refused = []
+
+    def commit() -> None:
+        for i in itertools.count():
+            if stop.is_set():
+                return
+            try:
+                finished.commit_chunk(f"late{i}", b"late")
+            except SinkError as error:
+                refused.append(str(error))
+
+    with ThreadPoolExecutor(2) as pool:
+        workers = [pool.submit(commit) for _ in range(2)]
+        time.sleep(0.05)
+        finished.clean()
+        left = {"_chunks", "_tmp"} & {*os.listdir(finished.out)}
+        while not refused:
+            time.sleep(0.01)
+        stop.set()
+        for worker in workers:
+            worker.result()
+    assert left == set()
+    assert not {"_chunks", "_tmp"} & {*os.listdir(finished.out)}
+    assert all("cannot be stored (no such file or directory)" in line for line in refused)
+
+
+def test_stopped_while_cleaning_the_next_run_cleans_up(finished: Ledger, monkeypatch: pytest.MonkeyPatch):
+    (finished.out / "_tmp" / "k.0123").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_module, "_remove_tree", lambda folder: None)
+        finished.clean()
+    assert os.listdir(finished.out / "_chunks") != []
+    finished.clean()
+    assert not {"_chunks", "_tmp"} & {*os.listdir(finished.out)}
 
 
 def test_cleaning_keeps_the_results(finished: Ledger):

@@ -76,7 +76,7 @@ def test_a_flipped_bit_anywhere_in_a_chunk_is_found(tmp_path: Path):
         damaged[at] ^= 1 << at % 8
         chunk.write_bytes(damaged)
         complaints.add(complaint(read_chunk, chunk))
-    assert complaints == {f"{chunk}: damaged on disk; delete it and run the same command again"}
+    assert complaints == {f"{chunk}: damaged on disk while the job ran; run the same command again"}
 
 
 @pytest.mark.parametrize("left", [0, 1, 31, 32, 33, -1])

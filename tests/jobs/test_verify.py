@@ -1,4 +1,7 @@
+import contextlib
+import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -49,11 +52,20 @@ def file(request: pytest.FixtureRequest, out: Path) -> Path:
     return path
 
 
-def accused(out: Path, file: Path) -> str:
-    """How a problem with a file begins. The manifest and its seal bear witness against each other."""
-    if file.name in (MANIFEST, SUCCESS):
-        return f"{MANIFEST} or {SUCCESS}: changed"
-    return f"{file.relative_to(out)}: "
+@pytest.fixture(scope="module")
+def uri(walk: Path) -> str:
+    return walk.as_uri()
+
+
+def line(out: Path, file: Path, uri: str) -> str:
+    """How a problem with a file begins."""
+    of = f" (of {uri})" if file.suffix == ".parquet" else ""
+    return f"{file.relative_to(out)}{of}: "
+
+
+def accusations(out: Path) -> list[str]:
+    """What is said to be damaged. Beside a damaged manifest there are also files that it no longer proves."""
+    return [problem for problem in verify(Ledger(out)) if not problem.endswith("the manifest no longer proves it")]
 
 
 def test_a_finished_job_is_whole(finished: Path):
@@ -73,7 +85,7 @@ def test_every_file_of_the_job_is_under_test(finished: Path):
 # Damage
 
 
-def test_a_flipped_bit_is_found_in_whatever_file_it_is(out: Path, file: Path):
+def test_a_flipped_bit_is_found_in_whatever_file_it_is(out: Path, file: Path, uri: str):
     whole = file.read_bytes()
     rng = random.Random(file.suffix)
     unnoticed = []
@@ -81,61 +93,86 @@ def test_a_flipped_bit_is_found_in_whatever_file_it_is(out: Path, file: Path):
         damaged = bytearray(whole)
         damaged[at] ^= 1 << rng.randrange(8)
         file.write_bytes(damaged)
-        problems = verify(Ledger(out))
-        if len(problems) != 1 or not problems[0].startswith(accused(out, file)):
+        problems = accusations(out)
+        if len(problems) != 1 or not problems[0].startswith(line(out, file, uri)):
             unnoticed.append((at, problems))
     assert unnoticed == []
 
 
-def test_every_bit_of_the_seal_counts(out: Path):
+def test_every_byte_of_the_seal_counts(out: Path):
     whole = (out / SUCCESS).read_bytes()
     found = set()
-    for bit in range(8 * len(whole)):
+    for at in range(len(whole)):
         damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
+        damaged[at] ^= 1 << at % 8
         (out / SUCCESS).write_bytes(damaged)
         found.add(tuple(verify(Ledger(out))))
-    assert found == {(f"{MANIFEST} or {SUCCESS}: changed since the job was done",)}
+    assert found == {(f"{SUCCESS}: changed since the job was done",)}
+
+
+def test_a_damaged_seal_does_not_hide_a_damaged_table(out: Path, video_id: str, uri: str):
+    for name in (SUCCESS, f"poses/{video_id}.parquet"):
+        data = bytearray((out / name).read_bytes())
+        data[30] ^= 1
+        (out / name).write_bytes(data)
+    assert verify(Ledger(out)) == [
+        f"{SUCCESS}: changed since the job was done",
+        f"poses/{video_id}.parquet (of {uri}): content changed since the job was done",
+    ]
+
+
+@pytest.mark.parametrize("seal", [b"", b"yes\n"])
+def test_a_seal_that_seals_nothing(out: Path, seal: bytes):
+    (out / SUCCESS).write_bytes(seal)
+    assert verify(Ledger(out)) == [f"{MANIFEST} or {SUCCESS}: changed since the job was done"]
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, -1])
-def test_a_truncated_file_is_found(out: Path, file: Path, keep: float):
+def test_a_truncated_file_is_found(out: Path, file: Path, uri: str, keep: float):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(keep * len(whole)) if keep >= 0 else -1])
-    (problem,) = verify(Ledger(out))
-    assert problem.startswith(accused(out, file))
+    (problem,) = accusations(out)
+    # Half a seal proves nothing.
+    assert problem.removeprefix(f"{MANIFEST} or ").startswith(line(out, file, uri))
 
 
-def test_bytes_too_many_are_found(out: Path, file: Path):
+def test_bytes_too_many_are_found(out: Path, file: Path, uri: str):
     file.write_bytes(file.read_bytes() + b"\n")
-    (problem,) = verify(Ledger(out))
-    assert problem.startswith(accused(out, file))
+    (problem,) = accusations(out)
+    assert problem.startswith(line(out, file, uri))
 
 
 @pytest.mark.parametrize("pattern", [pattern for pattern in PUBLISHED if pattern != SUCCESS])
-def test_a_missing_file_is_found(out: Path, pattern: str):
+def test_a_missing_file_is_found(out: Path, pattern: str, uri: str):
     (file,) = out.glob(pattern)
     file.unlink()
-    assert verify(Ledger(out)) == [f"{file.relative_to(out)}: missing"]
+    assert verify(Ledger(out)) == [line(out, file, uri) + "missing"]
 
 
-def test_a_folder_in_place_of_a_file(out: Path, video_id: str):
+def test_tables_missing_beside_a_manifest_that_is_missing_too(out: Path, video_id: str, uri: str):
+    (out / MANIFEST).unlink()
+    (out / "poses" / f"{video_id}.parquet").unlink()
+    assert verify(Ledger(out)) == [f"{MANIFEST}: missing", f"poses/{video_id}.parquet (of {uri}): missing"]
+
+
+def test_a_folder_in_place_of_a_file(out: Path, video_id: str, uri: str):
     path = out / "poses" / f"{video_id}.parquet"
     path.unlink()
     path.mkdir()
     (problem,) = verify(Ledger(out))
-    assert problem.startswith(f"poses/{video_id}.parquet: ")
+    assert problem.startswith(f"poses/{video_id}.parquet (of {uri}): ")
 
 
-def test_every_damaged_file_has_its_line(out: Path, video_id: str):
+def test_every_damaged_file_has_its_line(out: Path, video_id: str, uri: str):
     (out / "poses" / f"{video_id}.parquet").unlink()
     (out / "frames" / f"{video_id}.parquet").write_bytes(b"")
     size = (out / PLAN).stat().st_size
     (out / PLAN).write_bytes(b"{}")
     problems = verify(Ledger(out))
     assert problems[0] == f"{PLAN}: 2 bytes, the manifest says {size}"
-    assert problems[1] == f"poses/{video_id}.parquet: missing"
-    assert re.fullmatch(rf"frames/{video_id}\.parquet: 0 bytes, the manifest says \d+", problems[2])
+    assert problems[1] == f"poses/{video_id}.parquet (of {uri}): missing"
+    frames = re.escape(f"frames/{video_id}.parquet (of {uri})")
+    assert re.fullmatch(rf"{frames}: 0 bytes, the manifest says \d+", problems[2])
 
 
 @pytest.mark.parametrize("kind", ["poses", "frames"])
@@ -161,7 +198,7 @@ def reseal(out: Path, change: dict[str, Any]) -> None:
     (out / SUCCESS).write_bytes(seal(text))
 
 
-def test_rows_other_than_the_manifest_says(out: Path, video_id: str):
+def test_rows_other_than_the_manifest_says(out: Path, video_id: str, uri: str):
     path = out / "frames" / f"{video_id}.parquet"
     write_parquet(path, [FRAMES_SCHEMA.empty_table()], FRAMES_SCHEMA, {})
     files = json.loads((out / MANIFEST).read_text())["files"]
@@ -169,18 +206,115 @@ def test_rows_other_than_the_manifest_says(out: Path, video_id: str):
         if file["path"] == f"frames/{video_id}.parquet":
             file |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     reseal(out, {"files": files})
-    assert verify(Ledger(out)) == [f"frames/{video_id}.parquet: 0 rows, the manifest says 12"]
+    assert verify(Ledger(out)) == [f"frames/{video_id}.parquet (of {uri}): 0 rows, the manifest says 12"]
     for file in files:
         if file["path"] == f"frames/{video_id}.parquet":
             file |= {"rows": 0}
     reseal(out, {"files": files})
-    assert verify(Ledger(out)) == [f"frames/{video_id}.parquet: 0 rows, the plan says 12"]
+    assert verify(Ledger(out)) == [f"frames/{video_id}.parquet (of {uri}): 0 rows, the plan says 12"]
 
 
 def test_a_planned_video_that_the_manifest_does_not_know(out: Path, video_id: str):
     videos = json.loads((out / MANIFEST).read_text())["videos"]
     reseal(out, {"videos": [video for video in videos if video["video_id"] != video_id]})
     assert verify(Ledger(out)) == [f"{video_id}: planned, but not in the manifest"]
+
+
+# A stranger's folder: nothing outside it is read, and nothing it says commands the terminal
+
+
+@pytest.fixture
+def touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Files outside the output folder that Python opens, looks at or removes."""
+    names: list[str] = []
+    inside = str(tmp_path / "out")
+
+    def watch(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def watched(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(path, (str, os.PathLike)) and not os.path.abspath(path).startswith(inside):
+                names.append(os.fspath(path))
+            return call(path, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for name in ("open", "stat", "lstat", "unlink", "rename", "scandir", "listdir"):
+        watch(os, name)
+    return names
+
+
+OUTSIDE = ["../canary", "/etc/passwd", "poses/../../canary", "frames/a/../../../canary", "poses/\0.parquet", "",
+           "../" * 2000 + "etc/passwd", "poses/walk-0123456789ab.parquet/../x", "_chunks/x.chunk", "poses/x.parquet",
+           "x" * 100_000, "poses/\x1b[31mred-0123456789ab.parquet"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=range(len(OUTSIDE)))
+def test_a_manifest_that_names_other_files(out: Path, touched: list[str], path: str):
+    (out.parent / "canary").write_text("secret")
+    file = {"path": path, "bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest(), "rows": None}
+    files = json.loads((out / MANIFEST).read_text())["files"]
+    reseal(out, {"files": [*files, file]})
+    (line,) = verify(Ledger(out))
+    assert line.startswith(f"{MANIFEST}: not written by posejob (")
+    assert line.isprintable()
+    assert len(line) < 300
+    assert touched == []
+
+
+HOSTILE: list[Any] = [None, 7, -1.5, "\x1b[31m", [], {}, [[]], [None], {"a": "b"}, [{"path": []}], True, "x" * 100_000]
+
+
+@pytest.mark.parametrize("part", ["files", "videos", "options", "model"])
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_manifest_of_other_things_than_a_manifests(out: Path, part: str, value: Any):
+    reseal(out, {part: value})
+    lines = verify(Ledger(out))
+    assert lines
+    assert all(line.isprintable() and len(line) < 1000 for line in lines)
+
+
+@pytest.mark.parametrize("part", ["video_id", "uri", "status", "frames", "people", "frame_status", "problems"])
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_manifest_with_a_video_that_is_none(out: Path, part: str, value: Any):
+    videos = json.loads((out / MANIFEST).read_text())["videos"]
+    videos[0][part] = value
+    reseal(out, {"videos": videos})
+    assert all(line.isprintable() and len(line) < 1000 for line in verify(Ledger(out)))
+    with contextlib.suppress(OutputError):
+        progress(Ledger(out))
+
+
+@pytest.mark.parametrize("text", ["[" * 500_000, '{"files": ' * 200_000, "9" * 500_000, '"\\ud800"', "\0"])
+@pytest.mark.parametrize("name", [MANIFEST, PLAN])
+def test_a_text_made_to_break_the_parser(out: Path, name: str, text: str):
+    (out / name).write_text(text)
+    if name == MANIFEST:
+        (out / SUCCESS).write_bytes(seal(text.encode()))
+    else:
+        files = json.loads((out / MANIFEST).read_text())["files"]
+        files[0] |= {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        reseal(out, {"files": files})
+    (line,) = verify(Ledger(out))
+    assert re.fullmatch(rf"{name}: not written by posejob( \(.*\))?", line)
+    assert line.isprintable()
+    with pytest.raises(OutputError, match=r"its plan\.json or manifest\.json is damaged$"):
+        progress(Ledger(out))
+
+
+def test_a_name_on_disk_that_would_command_the_terminal(out: Path):
+    (out / "poses" / "\x1b[2Jx.parquet").touch()
+    assert verify(Ledger(out)) == [r"poses/\x1b[2Jx.parquet: not part of this job"]
+
+
+@pytest.mark.parametrize("look", [verify, progress])
+@pytest.mark.parametrize("name", [PLAN, MANIFEST, SUCCESS, "poses", "frames", "poses/*.parquet"])
+def test_links_are_refused(out: Path, look: Any, name: str):
+    (file,) = out.glob(name)
+    file.rename(out.parent / "elsewhere")
+    file.symlink_to(out.parent / "elsewhere")
+    with pytest.raises(OutputError, match=r"is a symbolic link, which posejob does not follow; remove the link$"):
+        look(Ledger(out))
 
 
 # Nothing to verify
