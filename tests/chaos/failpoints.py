@@ -78,21 +78,23 @@ class Order:
     mark: Path
     times: int = 1
 
-    def environment(self) -> dict[str, str]:
-        """Variables that bring the order to a process and all it starts."""
-        here = Path(__file__).resolve().parent
-        order = asdict(self) | {"out": str(self.out), "mark": str(self.mark)}
-        return {VARIABLE: json.dumps(order), "PYTHONPATH": os.pathsep.join([str(here / "hooks"), str(here.parents[1])])}
-
     def happened(self) -> int:
         return len(list(self.mark.parent.glob(f"{self.mark.name}.*")))
 
 
-def order_from_environment() -> Order | None:
-    if VARIABLE not in os.environ:
-        return None
-    data = json.loads(os.environ[VARIABLE])
-    return Order(Step(**data["step"]), Path(data["out"]), data["act"], Path(data["mark"]), data["times"])
+def environment(orders: list[Order]) -> dict[str, str]:
+    """Variables that bring orders to a process and all it starts."""
+    here = Path(__file__).resolve().parent
+    data = [asdict(order) | {"out": str(order.out), "mark": str(order.mark)} for order in orders]
+    return {VARIABLE: json.dumps(data), "PYTHONPATH": os.pathsep.join([str(here / "hooks"), str(here.parents[1])])}
+
+
+def orders_from_environment() -> list[Order]:
+    """What `environment` was given, in a process that has the variables."""
+    return [
+        Order(Step(**data["step"]), Path(data["out"]), data["act"], Path(data["mark"]), data["times"])
+        for data in json.loads(os.environ.get(VARIABLE, "[]"))
+    ]
 
 
 def install(order: Order) -> None:
@@ -113,7 +115,7 @@ def install(order: Order) -> None:
 
 def _path(wanted: str, event: str, args: tuple[Any, ...]) -> str | None:
     """The path an event is about, None if it is not the wanted event."""
-    if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
+    if event == "open" and not isinstance(args[0], int):
         _, mode, flags = args
         kind = "open"
         if mode is None:
@@ -121,9 +123,8 @@ def _path(wanted: str, event: str, args: tuple[Any, ...]) -> str | None:
         elif flags & (os.O_WRONLY | os.O_RDWR):
             kind = "write"
         return os.fsdecode(args[0]) if kind == wanted else None
-    if event != wanted:
-        return None
-    return os.fsdecode(args[1] if event == "os.link" else args[0])
+    path = args[1] if event == "os.link" else args[0] if args else None
+    return os.fsdecode(path) if event == wanted and not isinstance(path, int) else None
 
 
 def _may(order: Order) -> bool:

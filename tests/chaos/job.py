@@ -124,13 +124,13 @@ class Job:
             reader.join()
 
 
-def make_job(folder: Path) -> Job:
-    """Two videos, one with B-frames and chunks that begin within a GOP; 13 chunks."""
+def make_job(folder: Path, length: int = 1) -> Job:
+    """Two videos, one with B-frames and chunks that begin within a GOP; `length` times 13 chunks."""
     write_network(folder)
     (folder / "videos").mkdir()
     options = {"crf": "20", "sc_threshold": "0"}
     for name, n_frames, people, b_frames in (("a.mp4", 32, 1, "0"), ("b.mkv", 20, 2, "2")):
-        pictures = walkers(n_frames, people, (192, 144)).pictures()
+        pictures = list(walkers(n_frames, people, (192, 144)).pictures()) * length
         write_video(folder / "videos" / name, pictures, gop=8, options=options | {"bf": b_frames})
     job = Job(folder, {})
     if code := job.run(folder / "reference"):
