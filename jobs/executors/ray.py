@@ -27,7 +27,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from jobs.errors import WorkerError, WorkersLost
-from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, Worker, deadline_s, verdict
+from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, Worker, deadline_s, one_line, verdict
 from jobs.frames import MAX_PIXELS
 from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
 
@@ -60,7 +60,7 @@ def private_ray(cpus: int) -> Iterator[None]:
                 _temp_dir=elsewhere,
             )
         except Exception as error:  # Ray raises bare ones when a process of its own ends too early
-            raise WorkerError(f"Ray cannot be started on this machine: {_one_line(error)}") from error
+            raise WorkerError(f"Ray cannot be started on this machine: {one_line(error)}") from error
         _stop_on_sigterm()
         try:
             yield
@@ -238,15 +238,15 @@ class RayExecutor:
             time.sleep(_UNAVAILABLE_PAUSE_S)
             if ref is not actor.setup:
                 self._again.append(self._done(actor, ref))
-        except RayActorError as error:
-            yield from self._replace(actor, _one_line(error), list(actor.orders.values()))
+        except RayActorError:
+            yield from self._replace(actor, "the worker died (it crashed or was killed)", list(actor.orders.values()))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if ref is actor.setup:
                 raise cause from None
             yield from self._failed(self._done(actor, ref), cause)
         except RayError as error:
-            yield from self._replace(actor, _one_line(error), list(actor.orders.values()))
+            yield from self._replace(actor, one_line(error), list(actor.orders.values()))
         else:
             if ref is actor.setup:
                 actor.setup, self._failed_starts = None, 0
@@ -267,7 +267,7 @@ class RayExecutor:
         if decision is Verdict.STOP:
             raise error
         if decision is Verdict.GIVE_UP:
-            yield UnitFailure(order.unit.key, _one_line(error))
+            yield UnitFailure(order.unit.key, one_line(error))
         else:
             (self._alone if order.alone else self._again).append(order)
 
@@ -298,9 +298,3 @@ def _check_ray() -> None:
 
 class WorkerCrash(Exception):
     """A worker process ended or hung while it was at a unit."""
-
-
-def _one_line(error: Exception) -> str:
-    """What happened, without Ray's advice on how to debug it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0] if lines else type(error).__name__}"[:200]

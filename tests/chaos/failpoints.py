@@ -32,7 +32,7 @@ class Step:
 WORKER_STEPS = {
     "chunk: before write": Step("write", "_tmp/*.chunk.*"),
     "chunk: written, not flushed": Step("flush", "_tmp/*.chunk.*"),
-    "chunk: before link": Step("os.link", "_chunks/*"),
+    "chunk: before link": Step("os.link", "_chunks/*.chunk"),
     "chunk: after link": Step("flush", "_chunks"),
     "chunk: before its copy is removed": Step("os.remove", "_tmp/*.chunk.*"),
 }
@@ -70,6 +70,7 @@ class Order:
     act:     kill (SIGKILL), tear (half of the file is lost, then SIGKILL), stop (SIGSTOP), hang, segfault, memory.
     mark:    a file per time that it happened: `<mark>.0`, `<mark>.1`, ...
     times:   how often it happens at most, in all processes together.
+    workers: it happens in Ray's workers only.
     """
 
     step: Step
@@ -77,6 +78,7 @@ class Order:
     act: str
     mark: Path
     times: int = 1
+    workers: bool = False
 
     def happened(self) -> int:
         return len(list(self.mark.parent.glob(f"{self.mark.name}.*")))
@@ -92,13 +94,15 @@ def environment(orders: list[Order]) -> dict[str, str]:
 def orders_from_environment() -> list[Order]:
     """What `environment` was given, in a process that has the variables."""
     return [
-        Order(Step(**data["step"]), Path(data["out"]), data["act"], Path(data["mark"]), data["times"])
+        Order(**data | {"step": Step(**data["step"]), "out": Path(data["out"]), "mark": Path(data["mark"])})
         for data in json.loads(os.environ.get(VARIABLE, "[]"))
     ]
 
 
 def install(order: Order) -> None:
     """Carry the order out in this process."""
+    if order.workers and not any(word.endswith("default_worker.py") for word in sys.orig_argv):
+        return
     passed = 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:

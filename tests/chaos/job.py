@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from jobs.events import Event
 from jobs.executors.base import Layout
@@ -51,6 +52,11 @@ class Job:
     @property
     def model(self) -> str:
         return str(self.folder / "colour-network.xml")
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """plan.json of every run."""
+        return json.loads((self.folder / "reference" / "plan.json").read_text())
 
     def command(self, out: Path) -> list[str]:
         """What a user would type after `posejob`."""

@@ -56,8 +56,8 @@ def nodes() -> Iterator[Nodes]:
 class Run:
     """The command on a job.
 
-    cluster: where it runs; None for a Ray of its own. deadline_s: of a chunk. family: processes of its own Ray that were
-    there when something was killed.
+    cluster: where it runs; None for a Ray of its own. deadline_s: of a chunk. family: processes of its own Ray that
+    were there when something was killed.
     """
 
     job: Job
@@ -108,14 +108,15 @@ class Run:
         return faults + (["a traceback"] if b"Traceback" in self.log.read_bytes() else [])
 
 
-def disturbed_run(run: Run, targets: list[str], rng: random.Random) -> tuple[list[str], list[str]]:
-    """(what was killed, what is wrong) of a run in which `targets` are killed one after the other."""
+def disturbed_run(run: Run, targets: list[str], rng: random.Random, early: float = 0.0) -> tuple[list[str], list[str]]:
+    """(what was killed, what is wrong) of a run in which `targets` are killed one after the other while chunks are
+    being done, or, with the probability `early`, at any moment."""
     killed: list[str] = []
     with run.job.read_meanwhile(run.out) as seen:
         driver = run.start()
         try:
             for target in targets:
-                if not (victim := _wait_for_victim(run, driver, target, rng)):
+                if not (victim := _wait_for_victim(run, driver, target, rng, early)):
                     break
                 if not run.cluster:
                     run.family.update(driver.children(recursive=True))
@@ -136,9 +137,11 @@ def disturbed_run(run: Run, targets: list[str], rng: random.Random) -> tuple[lis
     return killed, seen + run.final_faults(code)
 
 
-def _wait_for_victim(run: Run, driver: psutil.Popen, target: str, rng: random.Random) -> psutil.Process | None:
-    """At any time, or (mostly) while chunks are being done. None if the job has ended before."""
-    if rng.random() < 0.7:
+def _wait_for_victim(
+    run: Run, driver: psutil.Popen, target: str, rng: random.Random, early: float
+) -> psutil.Process | None:
+    """None if the job has ended before."""
+    if rng.random() >= early:
         while driver.poll() is None and not any(run.out.glob("_chunks/*")):
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 1.5))

@@ -1,9 +1,9 @@
 """Jobs on a real Ray whose processes are killed: `python -m tests.chaos.soak --runs 500`.
 
 First a run for each step of the commit path, with a process killed there. Then runs in which one or two things are
-killed at random moments: the driver (the same command follows at once), a worker, a whole raylet; half of them in a
-cluster of three nodes on this machine, half with the Ray that the command starts for itself. A reader looks at the output
-all the while. Prints a line for each run and what it comes to; exit code 1 if anything was wrong.
+killed at random moments: the driver (the same command follows at once), a worker, a whole raylet; half of the runs in a
+cluster of three nodes on this machine, half with the Ray that the command starts for itself. A reader looks at the
+output all the while. Prints a line for each run and what it comes to; exit code 1 if anything was wrong.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def kill_at_random(job: Job, cluster: Nodes, runs: int, seed: int, tally: Tally)
         targets = [rng.choice(TARGETS) for _ in range(rng.choice([1, 1, 2]))]
         run = Run(job, job.folder / f"out-{seed}-{number}", rng.choice([None, cluster]))
         began = time.monotonic()
-        killed, wrong = disturbed_run(run, targets, rng)
+        killed, wrong = disturbed_run(run, targets, rng, early=0.3)
         where = "cluster" if run.cluster else "own Ray"
         tally.add(run, f"{number} {where} {time.monotonic() - began:.1f} s", killed, wrong)
         cluster.mend()

@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.failpoints import STEPS, Order
-from tests.chaos.job import Job, make_job, wait_for_stop
+from tests.chaos.job import Job, wait_for_stop
 
 TORN = [name for name, step in STEPS.items() if step.event == "flush" and step.path.startswith("_tmp")]
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return make_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.mark.parametrize(("name", "act"), [(name, "kill") for name in STEPS] + [(name, "tear") for name in TORN])
