@@ -291,7 +291,7 @@ def _check_ray() -> None:
     after a minute.
     """
     node = ray._private.worker._global_node
-    ended = {str(name) for name, _ in node.dead_processes()} if node else set()
+    ended: set[str] = {str(name) for name, _ in node.dead_processes()} if node else set()
     if lost := ended & {"raylet", "gcs_server"}:
         raise WorkersLost(f"Ray ended on this machine ({', '.join(sorted(lost))}: killed, or out of memory)")
 
