@@ -8,6 +8,7 @@ JobError
     VideoOpenError
   SinkError       a result could not be stored or is not what was stored: exit 2
   WorkerError     workers cannot be kept running: exit 2
+    WorkersLost   all of them at once, for no fault of theirs: worth another start
 """
 
 from posecore.errors import PosejobError
@@ -63,3 +64,7 @@ class SinkError(JobError):
 
 class WorkerError(JobError):
     """Workers cannot be started or keep dying for reasons that are not a chunk's fault."""
+
+
+class WorkersLost(WorkerError):
+    """What keeps the workers has ended under them."""

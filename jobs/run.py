@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from jobs import __version__
 from jobs.discover import Source, discover
-from jobs.errors import EXIT_OK, EXIT_SOME_FAILED, ConfigError, OutputError, SinkError, VideoOpenError
+from jobs.errors import EXIT_OK, EXIT_SOME_FAILED, ConfigError, OutputError, SinkError, VideoOpenError, WorkersLost
 from jobs.events import Note, Observer, Planned, UnitDone, VideoDone
 from jobs.executors.base import Executor, Layout, UnitFailure, layout, usable_cpus
 from jobs.finalise import (
@@ -186,8 +186,13 @@ def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool, observe: Observer)
         ledger.prepare()
         ledger.mend(PLAN, plan.to_json().encode())
     if (text := ledger.read(PLAN)) is None:
-        ledger.prepare()
-        ledger.publish_bytes(PLAN, plan.to_json().encode())
+        try:
+            ledger.prepare()
+            ledger.publish_bytes(PLAN, plan.to_json().encode())
+        except (OutputError, SinkError):
+            # Another run of the same command may have finished meanwhile, and cleaned up.
+            if ledger.read(PLAN) is None:
+                raise
         text = ledger.read(PLAN) or ""
     check_same_job(text, plan, str(ledger.out))
     # The same network may go by another path today. What is published already holds the first name.
@@ -229,15 +234,25 @@ class _Run:
         missing = self._missing()
         to_do = sum(self._n_selected(video, chunk) for video, chunk in missing)
         self.observe(Planned(plan, plan.n_selected - to_do))
-        waiting = Counter(video.video_id for video, _ in missing)
-        for video in plan.videos:
-            if video.video_id not in waiting and video.video_id not in self.reports:
-                self._finish(video)
-        if missing:
-            division = layout(usable_cpus(), workers)
-            worker = WorkerSpec(self.job.network, self.job.device, division.threads, plan.options, self.ledger)
-            with start(worker, division) as executor:
-                self._work(executor, missing, waiting)
+        division = layout(usable_cpus(), workers)
+        worker = WorkerSpec(self.job.network, self.job.device, division.threads, plan.options, self.ledger)
+        while True:
+            waiting = Counter(video.video_id for video, _ in missing)
+            for video in plan.videos:
+                if video.video_id not in waiting and video.video_id not in self.reports:
+                    self._finish(video)
+            if not missing:
+                break
+            try:
+                with start(worker, division) as executor:
+                    self._work(executor, missing, waiting)
+                missing = []
+            except WorkersLost as error:
+                still = self._missing()
+                if len(still) >= len(missing):
+                    raise
+                self.observe(Note(f"{error}; going on with new workers"))
+                missing = still
         self._publish_manifest()
         _clean(self.ledger, self.observe)
 

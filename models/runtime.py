@@ -1,5 +1,6 @@
 """The only door to OpenVINO: pictures in, fields out."""
 
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -7,6 +8,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+
+# OpenVINO would tell Google Analytics that it was imported: from a fork of this process, which may then hang and hold
+# our pipes open. Without this package it takes a stub of its own.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as ov
 
 from models.errors import DeviceError, InferenceError, ManifestError, NetworkUnusable

@@ -64,6 +64,14 @@ def verdict(error: Exception, attempts: int) -> Verdict:
     return Verdict.STOP if shared else Verdict.GIVE_UP
 
 
+def one_line(error: Exception) -> str:
+    """What happened, without advice on how to debug it."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
 def deadline_s(n_frames: int) -> float:
     """How long a unit may run before its worker counts as hung: two minutes, and as much as a slow machine needs.
 

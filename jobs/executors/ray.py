@@ -8,8 +8,10 @@ next one began. Both are charged with an attempt, and from then on each runs alo
 """
 
 import contextlib
+import fcntl
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,14 +26,15 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from jobs.errors import WorkerError
-from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, Worker, deadline_s, verdict
+from jobs.errors import WorkerError, WorkersLost
+from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, Worker, deadline_s, one_line, verdict
 from jobs.frames import MAX_PIXELS
 from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
 
 _IN_FLIGHT = 2
 _SETUP_DEADLINE_S = 300.0
 _UNAVAILABLE_PAUSE_S = 1.0
+_LOOK_AFTER_RAY_S = 2.0
 # Nothing but small messages goes through the object store; this is the least Ray accepts, with a margin.
 _OBJECT_STORE_BYTES = 100 * 1024**2
 
@@ -44,13 +47,7 @@ def private_ray(cpus: int) -> Iterator[None]:
     a `jobs.py` of its own: Ray would put the working directory and the script's folder on their path.
     """
     root = str(Path(__file__).resolve().parents[2])
-    # In /tmp whatever TMPDIR says: the paths of Ray's sockets must stay below 108 characters. It goes with its logs
-    # when the job ends; Ray's own folder would stay.
-    with (
-        tempfile.TemporaryDirectory(prefix="posejob-", dir="/tmp", ignore_cleanup_errors=True) as elsewhere,
-        contextlib.chdir(elsewhere),
-        _surroundings(root),
-    ):
+    with _folder_of_our_own() as elsewhere, contextlib.chdir(elsewhere), _surroundings(root):
         _tame_ray()
         try:
             ray.init(
@@ -62,13 +59,35 @@ def private_ray(cpus: int) -> Iterator[None]:
                 object_store_memory=_OBJECT_STORE_BYTES,
                 _temp_dir=elsewhere,
             )
-        except (OSError, RuntimeError, RayError) as error:
-            raise WorkerError(f"Ray cannot be started on this machine: {_one_line(error)}") from error
+        except Exception as error:  # Ray raises bare ones when a process of its own ends too early
+            raise WorkerError(f"Ray cannot be started on this machine: {one_line(error)}") from error
         _stop_on_sigterm()
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _folder_of_our_own() -> Iterator[str]:
+    """A folder for Ray's sockets and logs that goes when the block ends; those of runs that were killed go now.
+
+    A run holds a lock on its folder, and no process inherits it: a lock that is free is that of a dead run.
+    """
+    # In /tmp whatever TMPDIR says: the paths of Ray's sockets must stay below 108 characters.
+    for old in Path("/tmp").glob("posejob-*/lock"):
+        # Not ours to open, or removed by another run at this moment.
+        with contextlib.suppress(OSError), old.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old.parent, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="posejob-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        (Path(folder) / "lock.new").open("w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # There for others from now on, when it is locked.
+        (Path(folder) / "lock.new").rename(Path(folder) / "lock")
+        yield folder
 
 
 def _stop_on_sigterm() -> None:
@@ -196,7 +215,8 @@ class RayExecutor:
         busy = [actor for actor in self._actors if actor.refs]
         refs = [ref for actor in busy for ref in actor.refs]
         patience = min(actor.deadline for actor in busy) - time.monotonic()
-        ray.wait(refs, timeout=max(0.0, patience))
+        ray.wait(refs, timeout=min(max(0.0, patience), _LOOK_AFTER_RAY_S))
+        _check_ray()
         # All that have answered, so that none is taken for hung after this process itself was held up.
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for actor in busy:
@@ -218,15 +238,15 @@ class RayExecutor:
             time.sleep(_UNAVAILABLE_PAUSE_S)
             if ref is not actor.setup:
                 self._again.append(self._done(actor, ref))
-        except RayActorError as error:
-            yield from self._replace(actor, _one_line(error), list(actor.orders.values()))
+        except RayActorError:
+            yield from self._replace(actor, "the worker died (it crashed or was killed)", list(actor.orders.values()))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if ref is actor.setup:
                 raise cause from None
             yield from self._failed(self._done(actor, ref), cause)
         except RayError as error:
-            yield from self._replace(actor, _one_line(error), list(actor.orders.values()))
+            yield from self._replace(actor, one_line(error), list(actor.orders.values()))
         else:
             if ref is actor.setup:
                 actor.setup, self._failed_starts = None, 0
@@ -247,7 +267,7 @@ class RayExecutor:
         if decision is Verdict.STOP:
             raise error
         if decision is Verdict.GIVE_UP:
-            yield UnitFailure(order.unit.key, _one_line(error))
+            yield UnitFailure(order.unit.key, one_line(error))
         else:
             (self._alone if order.alone else self._again).append(order)
 
@@ -264,11 +284,17 @@ class RayExecutor:
             yield from self._failed(order, WorkerCrash(reason))
 
 
+def _check_ray() -> None:
+    """Raise WorkersLost if the Ray that this process has started is no more.
+
+    Ray has no public way to ask. Without its raylet, answers would never come; without its GCS, Ray ends this process
+    after a minute.
+    """
+    node = ray._private.worker._global_node
+    ended: set[str] = {str(name) for name, _ in node.dead_processes()} if node else set()
+    if lost := ended & {"raylet", "gcs_server"}:
+        raise WorkersLost(f"Ray ended on this machine ({', '.join(sorted(lost))}: killed, or out of memory)")
+
+
 class WorkerCrash(Exception):
     """A worker process ended or hung while it was at a unit."""
-
-
-def _one_line(error: Exception) -> str:
-    """What happened, without Ray's advice on how to debug it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0] if lines else type(error).__name__}"[:200]

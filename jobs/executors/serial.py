@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable
 
-from jobs.executors.base import UnitFailure, Verdict, Worker, verdict
+from jobs.executors.base import UnitFailure, Verdict, Worker, one_line, verdict
 from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
 
 
@@ -28,4 +28,4 @@ class SerialExecutor:
                 if decision is Verdict.STOP:
                     raise
                 if decision is Verdict.GIVE_UP:
-                    return UnitFailure(unit.key, f"{type(error).__name__}: {error}".splitlines()[0])
+                    return UnitFailure(unit.key, one_line(error))

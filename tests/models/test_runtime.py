@@ -1,5 +1,7 @@
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -233,3 +235,9 @@ def test_a_file_that_is_no_network_is_named_in_one_line(tmp_path: Path):
     broken.with_suffix(".toml").write_text(MANIFEST)
     with pytest.raises(NetworkUnusable, match=rf"^{re.escape(str(broken))}: OpenVINO cannot read it: .+$"):
         PoseRuntime(find_network(str(broken)), "CPU", threads=1)
+
+
+def test_openvino_reports_to_nobody():
+    probe = "import sys, models.runtime; print(sys.modules['openvino_telemetry'])"
+    told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert told.stdout == "None\n"
