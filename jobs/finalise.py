@@ -20,6 +20,8 @@ from posecore.skeleton import Skeleton
 
 SCHEMA_VERSION = 1
 
+_SKIPPED_AT_A_TIME = 4096
+
 VIDEO_STATUSES = VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED = "ok", "degraded", "failed"
 
 
@@ -136,11 +138,11 @@ class _Parts:
         at = 0
         for chunk in self.video.chunks:
             if at < chunk.first:
-                yield self._skipped(at, chunk.first)
+                yield from self._skipped(at, chunk.first)
             yield self._chunk(chunk)
             at = chunk.stop
         if at < len(index):
-            yield self._skipped(at, len(index))
+            yield from self._skipped(at, len(index))
 
     def _chunk(self, chunk: Chunk) -> tuple[Table, Table]:
         path = self.ledger.path(chunk_name(chunk.key))
@@ -153,17 +155,17 @@ class _Parts:
             raise SinkError(f"{path}: holds {len(numbers)} frames, planned are {chunk.first} to {chunk.stop - 1}")
         return poses, frames
 
-    def _skipped(self, first: int, stop: int) -> tuple[Table, Table]:
-        """Rows for frames outside all chunks, which nobody asked for."""
-        index, source = self.video.index, self.video.source
+    def _skipped(self, first: int, stop: int) -> Iterator[tuple[Table, Table]]:
+        """Rows for frames outside all chunks, which nobody asked for; not hours of them at a time."""
+        index, names = self.video.index, self.video.source.images
         assert index is not None
-        names = source.images
-        frames = [
-            Frame(i, int(index.pts[i]), bool(index.key[i]), None, SKIPPED, None if names is None else shown(names[i]))
-            for i in range(first, stop)
-        ]
-        table = frames_table(self.video.video_id, frames, index.time_s[first:stop], [None] * len(frames))
-        return self.no_poses, table
+        for at in range(first, stop, _SKIPPED_AT_A_TIME):
+            part = range(at, min(at + _SKIPPED_AT_A_TIME, stop))
+            frames = [
+                Frame(i, int(index.pts[i]), bool(index.key[i]), None, SKIPPED, names and shown(names[i])) for i in part
+            ]
+            times = index.time_s[part.start : part.stop]
+            yield self.no_poses, frames_table(self.video.video_id, frames, times, [None] * len(frames))
 
 
 class _Tally:

@@ -1,6 +1,7 @@
 """The posejob command with what a user cannot say: a cluster that is there already, a shorter deadline.
 
-POSEJOB_CHAOS_CLUSTER: address of a Ray with three CPUs. POSEJOB_CHAOS_DEADLINE: seconds that a chunk may take.
+POSEJOB_CHAOS_CLUSTER: address of a Ray, on which two workers run.
+POSEJOB_CHAOS_DEADLINE: seconds that a chunk may take.
 """
 
 import logging
@@ -23,7 +24,7 @@ def _on_cluster(worker: WorkerSpec, layout: Layout) -> Iterator[RayExecutor]:
     address = os.environ["POSEJOB_CHAOS_CLUSTER"]
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        yield RayExecutor(worker, Layout(3, 1))
+        yield RayExecutor(worker, Layout(2, 1))
     finally:
         ray.shutdown()
 

