@@ -162,7 +162,8 @@ class _Parts:
         for at in range(first, stop, _SKIPPED_AT_A_TIME):
             part = range(at, min(at + _SKIPPED_AT_A_TIME, stop))
             frames = [
-                Frame(i, int(index.pts[i]), bool(index.key[i]), None, SKIPPED, names and shown(names[i])) for i in part
+                Frame(i, int(index.pts[i]), bool(index.key[i]), None, SKIPPED, shown(names[i]) if names else None)
+                for i in part
             ]
             times = index.time_s[part.start : part.stop]
             yield self.no_poses, frames_table(self.video.video_id, frames, times, [None] * len(frames))

@@ -164,7 +164,7 @@ def frame_range(video: VideoPlan, chunk: Chunk, selection: Selection) -> FrameRa
         wanted=selection.wanted(np.arange(chunk.first, chunk.stop), index.time_s[part]),
         anchor=None if anchor is None else int(index.pts[anchor]),
         run_up=chunk.first - (anchor or 0),
-        state=index.state,
+        states=index.states if video.source.images is None else index.states[part],
         rotation=index.rotation,
         ordered=index.ordered,
         stamped=index.stamped,

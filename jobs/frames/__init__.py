@@ -69,6 +69,9 @@ def read_frames(wanted: FrameRange) -> Iterator[Frame]:
 
 
 def check_unchanged(wanted: FrameRange) -> None:
-    """Raise InputLost unless the file is the one that was planned."""
-    if wanted.state is not None and file_state(wanted.source.path) != wanted.state:
-        raise InputLost(shown(wanted.source.path), "changed or went away while the job ran")
+    """Raise InputLost unless the files are those that were planned."""
+    folder, names = wanted.source.path, wanted.source.images
+    paths = [folder] if names is None else [folder / name for name in names[wanted.first :][: len(wanted.states)]]
+    for path, planned in zip(paths, wanted.states, strict=True):
+        if file_state(path) != planned:
+            raise InputLost(shown(path), "changed or went away while the job ran")

@@ -64,7 +64,7 @@ def index_video(path: Path) -> FrameIndex:
         fps=float(fps) if fps else None,
         codec=codec,
         fingerprint=read.fingerprint(lost),
-        state=state,
+        states=(state,),
         doubts=doubts,
     )
 

@@ -12,7 +12,17 @@ import numpy as np
 from jobs.discover import Source, shown
 from jobs.errors import VideoOpenError
 from jobs.frames.ffmpeg import MAX_PIXELS
-from jobs.frames.values import DECODE_ERROR, OK, SKIPPED, Frame, FrameIndex, FrameRange, check_regular, first_lower
+from jobs.frames.values import (
+    DECODE_ERROR,
+    OK,
+    SKIPPED,
+    Frame,
+    FrameIndex,
+    FrameRange,
+    check_regular,
+    file_state,
+    first_lower,
+)
 
 _TOO_LARGE = f"of more than {MAX_PIXELS:,} pixels, which is not read"
 
@@ -21,7 +31,9 @@ def index_pictures(source: Source) -> FrameIndex:
     """Index a folder of pictures. One that cannot be read is a frame all the same."""
     assert source.images is not None
     digest = hashlib.sha256()
+    states = []
     for name in source.images:
+        states.append(file_state(source.path / name))
         try:
             data = (source.path / name).read_bytes()
         except OSError:
@@ -30,7 +42,7 @@ def index_pictures(source: Source) -> FrameIndex:
     n = len(source.images)
     every = np.ones(n, dtype=bool)
     return FrameIndex(
-        np.arange(n), every, every, True, True, None, 0, Fraction(1), None, "images", digest.hexdigest(), None
+        np.arange(n), every, every, True, True, None, 0, Fraction(1), None, "images", digest.hexdigest(), tuple(states)
     )
 
 

@@ -41,7 +41,7 @@ class FrameIndex:
     rotation:    degrees counter-clockwise that the stored picture is turned by to be upright; 0, 90, 180 or 270.
     fps:         average frames per second, for display only.
     fingerprint: hex digest of what the packets (or pictures) are made of.
-    state:       of the file while it was read; None for pictures.
+    states:      of the file while it was read, one; of each picture, F.
     doubts:      what the file promises and does not hold, one line each.
     """
 
@@ -56,7 +56,7 @@ class FrameIndex:
     fps: float | None
     codec: str
     fingerprint: str
-    state: FileState | None
+    states: tuple[FileState | None, ...]
     doubts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class FrameRange:
     wanted:   (n,) bool, whose pixels are needed.
     anchor:   pts to seek to, None to start at the beginning.
     run_up:   frames to decode before the first one of the range.
-    state:    of the file when it was planned; another file under its name is not read. None for pictures.
+    states:   of the file when it was planned, one; of the pictures, n. Another file under its name is not read.
     """
 
     source: Source
@@ -104,7 +104,7 @@ class FrameRange:
     wanted: np.ndarray
     anchor: int | None
     run_up: int
-    state: FileState | None
+    states: tuple[FileState | None, ...]
     rotation: int
     ordered: bool
     stamped: bool

@@ -74,7 +74,7 @@ class ScriptedWorker:
 
 def unit(key: str) -> WorkUnit:
     none = np.empty(0, dtype=np.int64)
-    frames = FrameRange(Source(Path("/none")), 0, none, none, none, None, 0, None, 0, True, True, Fraction(1), None)
+    frames = FrameRange(Source(Path("/none")), 0, none, none, none, None, 0, (), 0, True, True, Fraction(1), None)
     return WorkUnit(key, "video", frames, None, None)
 
 

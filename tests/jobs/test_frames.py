@@ -339,6 +339,15 @@ class TestPictures:
         assert [frame.image.shape[:2] for frame in frames[:2] if frame.image is not None] == [(50, 20), (30, 40)]
         assert np.isnan(index.time_s).all()
 
+    def test_one_that_is_replaced_is_noticed_by_the_range_that_reads_it(self, folder: Source):
+        chunks = (PlanChunk("first", 0, 1), PlanChunk("rest", 1, 3))
+        plan = VideoPlan(folder, probe(folder), chunks, 3)
+        first, rest = (frame_range(plan, chunk, EVERY_FRAME) for chunk in chunks)
+        (folder.path / "b.png").write_bytes((folder.path / "a.jpg").read_bytes())
+        check_unchanged(first)
+        with pytest.raises(InputLost, match=r"b\.png: changed or went away while the job ran"):
+            check_unchanged(rest)
+
     def test_one_that_cannot_be_read_is_a_row(self, folder: Source):
         last = read_in_chunks(folder, probe(folder), 100)[-1]
         assert (last.status, last.detail) == (DECODE_ERROR, "not a picture that OpenCV can read")
