@@ -151,15 +151,17 @@ def progress(ledger: Ledger) -> Progress:
     done = success is not None
     try:
         committed = ledger.committed()
-        videos = tuple(_how_far(video, committed, done) for video in json.loads(text)["videos"])
+        videos = tuple(_how_far(ledger, video, committed, done) for video in json.loads(text)["videos"])
         statuses = Counter(video.status for video in read_manifest(sealed or b"").videos) if done else {}
     except UNREADABLE as error:
         raise OutputError(str(ledger.out), "its plan.json or manifest.json is damaged") from error
     return Progress(done, videos, dict(statuses))
 
 
-def _how_far(video: dict[str, Any], committed: set[str], done: bool) -> tuple[str, int, int, int]:
+def _how_far(ledger: Ledger, video: dict[str, Any], committed: set[str], done: bool) -> tuple[str, int, int, int]:
     chunks, frames = video.get("chunks", []), video.get("frames", 0)
     if not VIDEO_ID.fullmatch(video["video_id"]) or type(frames) is not int:
         raise ValueError("not written by posejob")
+    # While a job that was done is being repaired, the chunks of the tables that were kept are gone.
+    done = done or all(ledger.path(name).is_file() for name in table_names(video["video_id"]))
     return video["video_id"], sum(done or key in committed for *_, key in chunks), len(chunks), frames

@@ -2,10 +2,11 @@
 
 import hashlib
 import zlib
+from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from jobs.errors import VideoOpenError
 from jobs.frames.containers import file_doubts
 from jobs.frames.ffmpeg import Container, Packet, Picture, ReadError, Stream, decode, open_video, packets
 from jobs.frames.values import FrameIndex, check_regular, file_state, frame_ticks, reckon_pts
+
+_NO_PTS = -(1 << 63)
 
 
 def index_video(path: Path) -> FrameIndex:
@@ -37,20 +40,24 @@ def index_video(path: Path) -> FrameIndex:
         # A stream of a closed container answers with whatever lies in its memory.
         codec, fps = stream.codec_context.name, stream.average_rate
         time_base = stream.time_base or Fraction(1, 1000)
-    pts: list[int | None] = list(read.pts) if stamped else [None] * len(read.pts)
-    known = [p for p in pts if p is not None]
+    stamps = np.array(read.pts)
     # A decoding time that falls is a clock set back (files joined, a broadcast restarted): no order by time stamp.
-    ordered = len(set(known)) == len(pts) and all(a <= b for a, b in pairwise(read.dts))
+    ordered = (
+        stamped
+        and not (stamps == _NO_PTS).any()
+        and len(np.unique(stamps)) == len(stamps)
+        and bool((np.diff(np.array(read.dts)) >= 0).all())
+    )
     ticks = frame_ticks(time_base, fps)
-    pts += _lost_pts(known, read.dts, lost, ticks) if ordered else [None] * len(lost)
     # Nothing can be decoded from a frame that is not there.
-    key, entry = (np.array(flags + [False] * len(lost)) for flags in (read.key, read.entry))
+    key, entry = (np.frombuffer(flags + bytes(len(lost)), dtype=bool) for flags in (read.key, read.entry))
     if ordered:
-        stamps = np.array(pts, dtype=np.int64)
+        stamps = np.append(stamps, np.array(_lost_pts(read.pts, read.dts, lost, ticks), dtype=np.int64))
         order = np.argsort(stamps, kind="stable")
     else:
-        stamps = np.array(reckon_pts(pts, ticks), dtype=np.int64)
-        order = np.arange(len(pts))
+        known = [None if not stamped or p == _NO_PTS else p for p in read.pts]
+        stamps = np.array(reckon_pts(known + [None] * len(lost), ticks), dtype=np.int64)
+        order = np.arange(len(stamps))
     rotation = round(first.rotation / 90) * 90 % 360
     return FrameIndex(
         pts=stamps[order],
@@ -73,6 +80,7 @@ def index_video(path: Path) -> FrameIndex:
 class _Read:
     """What was read of the packets, in their order; packets that are not to be shown count for the digest alone.
 
+    pts:   _NO_PTS where a packet has none. These are arrays because a day of video has millions.
     first: picture that came out when the packets were decoded up to the first one that gives any.
     dts:   of the packets that have one.
     all_dts: the same, also of packets that are not to be shown.
@@ -80,11 +88,11 @@ class _Read:
     ended: why reading stopped, if not at the end of the file.
     """
 
-    pts: list[int | None] = field(default_factory=list)
-    dts: list[int] = field(default_factory=list)
-    all_dts: list[int] = field(default_factory=list)
-    key: list[bool] = field(default_factory=list)
-    entry: list[bool] = field(default_factory=list)
+    pts: "array[int]" = field(default_factory=lambda: array("q"))
+    dts: "array[int]" = field(default_factory=lambda: array("q"))
+    all_dts: "array[int]" = field(default_factory=lambda: array("q"))
+    key: bytearray = field(default_factory=bytearray)
+    entry: bytearray = field(default_factory=bytearray)
     first: Picture | None = None
     wrong: str | None = None
     ended: str | None = None
@@ -109,12 +117,13 @@ def _read_packets(container: Container, stream: Stream) -> _Read:
             )
             if read.first is None:
                 read.first = next(iter(decode(stream, packet)[0]), None)
-            dts = [] if packet.dts is None else [packet.dts]
-            read.all_dts += dts
+            if packet.dts is not None:
+                read.all_dts.append(packet.dts)
             if packet.is_discard:
                 continue
-            read.pts.append(packet.pts)
-            read.dts += dts
+            read.pts.append(_NO_PTS if packet.pts is None else packet.pts)
+            if packet.dts is not None:
+                read.dts.append(packet.dts)
             read.key.append(bool(packet.is_keyframe))
             read.entry.append(bool(packet.is_keyframe) and _is_entry(codec, packet, lengths))
     except ReadError as error:
@@ -131,11 +140,11 @@ def _lost(container: Container, stream: Stream, read: _Read, cut_short: bool) ->
     name = container.format.name
     if not name.startswith(("mov", "avi")):
         return []
-    listed = [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
+    listed = array("q", (entry.timestamp for entry in stream.index_entries if not entry.is_discard))
     n_lost = len(listed) - len(read.pts)
     lost = sorted((Counter(listed) - Counter(read.all_dts)).elements()) if n_lost > 0 else []
     if len(lost) != n_lost > 0:
-        lost = listed[-n_lost:]
+        lost = list(listed[-n_lost:])
     if name == "avi" and cut_short:
         lost += range(max([*read.all_dts, *lost], default=-1) + 1, stream.frames)
     return lost
@@ -155,12 +164,12 @@ def _index_doubts(container: Container, stream: Stream, read: _Read, lost: list[
         lines.append(f"cannot be read further than {len(read.pts):,} frames ({read.ended})")
     # The header's length is that of all streams and may be rounded: no more than the measure of a loss.
     if (known or lines) and name.startswith(("matroska", "flv", "asf")) and container.duration and stream.time_base:
-        last_s = max((p for p in read.pts if p is not None), default=0) * stream.time_base
+        last_s = max((p for p in read.pts if p != _NO_PTS), default=0) * stream.time_base
         lines.append(f"the header gives {container.duration / 1e6:.2f} s, the last frame is at {float(last_s):.2f} s")
     return lines
 
 
-def _lost_pts(known: list[int], dts: list[int], lost: list[int], ticks: int) -> list[int]:
+def _lost_pts(known: Sequence[int], dts: Sequence[int], lost: list[int], ticks: int) -> list[int]:
     """Presentation times of frames of which the decoding times alone are known.
 
     Mostly the frames of a video are shown at the times at which they are decoded, later by a constant and in another
