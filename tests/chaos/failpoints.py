@@ -21,8 +21,8 @@ VARIABLE = "POSEJOB_CHAOS"
 
 @dataclass(frozen=True)
 class Step:
-    """event: as `sys.addaudithook` has it, `write` and `flush` for files opened to be written and to be flushed.
-    path: pattern of the path it is about, within the output folder. nth: which one of them."""
+    """event: as `sys.addaudithook` has it, `write` and `flush` for files opened to be written and to be flushed; `*`
+    for all that changes a folder. path: pattern of the path it is about, in the output folder. nth: which one."""
 
     event: str
     path: str
@@ -61,6 +61,8 @@ DRIVER_STEPS = {
     "clean: before they are removed": Step("shutil.rmtree", "_chunks"),
 }
 STEPS = WORKER_STEPS | DRIVER_STEPS
+
+_CHANGES = {"write", "flush", "os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,10 @@ def install(order: Order) -> None:
     def hook(event: str, args: tuple[Any, ...]) -> None:
         nonlocal passed
         path = _path(order.step.event, event, args)
-        if path is None or not fnmatch(os.path.relpath(path, order.out), order.step.path):
+        if path is None:
+            return
+        inside = os.path.relpath(path, order.out)
+        if inside.startswith("..") or not fnmatch(inside, order.step.path):
             return
         passed += 1
         if passed >= order.step.nth and _may(order):
@@ -120,16 +125,17 @@ def install(order: Order) -> None:
 
 def _path(wanted: str, event: str, args: tuple[Any, ...]) -> str | None:
     """The path an event is about, None if it is not the wanted event."""
-    if event == "open" and not isinstance(args[0], int):
-        _, mode, flags = args
-        kind = "open"
+    if event == "open":
+        path, mode, flags = args
         if mode is None:
-            kind = "flush"
+            event = "flush"
         elif flags & (os.O_WRONLY | os.O_RDWR):
-            kind = "write"
-        return os.fsdecode(args[0]) if kind == wanted else None
-    path = args[1] if event == "os.link" else args[0] if args else None
-    return os.fsdecode(path) if event == wanted and not isinstance(path, int) else None
+            event = "write"
+    else:
+        path = args[1] if event == "os.link" else args[0] if args else None
+    if isinstance(path, int) or not (event == wanted or (wanted == "*" and event in _CHANGES)):
+        return None
+    return os.fsdecode(path)
 
 
 def _may(order: Order) -> bool:

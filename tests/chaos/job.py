@@ -87,9 +87,10 @@ class Job:
         if not (out / SUCCESS).exists():
             return [*found, "no _SUCCESS"]
         found += verify(Ledger(out))
-        found += [f"{name} is missing" for name in self.reference if not (out / name).exists()]
-        allowed = {"plan.json", MANIFEST, SUCCESS, "poses", "frames"}
-        found += [f"{name} is left over" for name in sorted(set(os.listdir(out)) - allowed)]
+        there = {str(path.relative_to(out)) for path in out.rglob("*")}
+        expected = {"plan.json", MANIFEST, SUCCESS, "poses", "frames", *self.reference}
+        found += [f"{name} is missing" for name in sorted(expected - there)]
+        found += [f"{name} is left over" for name in sorted(there - expected)]
         planned = sum(video["frames"] for video in json.loads((out / "plan.json").read_text())["videos"])
         rows = read_frames(out).select(["video", "frame"]).to_pylist()
         distinct = {tuple(row.values()) for row in rows}
@@ -98,7 +99,10 @@ class Job:
         return found
 
     def faults_in_sight(self, out: Path) -> Iterator[str]:
-        """What a reader could see at this moment that is not a part of the right answer."""
+        """What a reader could see at this moment that is not a part of the right answer.
+
+        Readers of Parquet do not see names that begin with `_`.
+        """
         for kind in ("poses", "frames"):
             for name in _names(out / kind):
                 with contextlib.suppress(FileNotFoundError):
@@ -182,6 +186,6 @@ def _ignore(event: Event) -> None:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
+        return [name for name in os.listdir(folder) if not name.startswith("_")]
     except FileNotFoundError:
         return []

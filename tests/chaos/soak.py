@@ -1,12 +1,15 @@
 """Jobs on a real Ray whose processes are killed: `python -m tests.chaos.soak --runs 500`.
 
-First a run for each step of the commit path, with a process killed there. Then runs in which one or two things are
-killed at random moments: the driver (the same command follows at once), a worker, a whole raylet; three quarters of the
-runs in a cluster of three nodes on this machine, the others with the Ray that the command starts for itself. A reader
-looks at the output all the while. Prints a line for each run and what it comes to; exit code 1 if anything was wrong.
+First runs and repairs in one process that is killed before each call that changes the output folder, one after the
+other. Then, on a real Ray, a run for each step of the commit path, with a process killed there. Then runs in which one
+or two things are killed at random moments: the driver (the same command follows at once), a worker, a whole raylet;
+three quarters of the runs in a cluster of three nodes on this machine, the others with the Ray that the command starts
+for itself. A reader looks at the output all the while. Prints a line for each run and what it comes to; exit code 1 if
+anything was wrong.
 """
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -19,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.failpoints import DRIVER_STEPS, STEPS, Order, environment
+from tests.chaos.failpoints import DRIVER_STEPS, STEPS, Order, Step, environment
 from tests.chaos.job import Job, make_job
 from tests.chaos.real import ROOT, Nodes, Run, disturbed_run, nodes
 
@@ -33,12 +36,15 @@ class Tally:
         self.counts = Counter[str]()
         self.families: set[psutil.Process] = set()
 
-    def add(self, run: Run, name: str, killed: list[str], wrong: list[str]) -> None:
+    def count(self, name: str, killed: list[str], wrong: list[str]) -> None:
         self.counts.update(killed)
         self.counts["runs with a kill"] += bool(killed)
         self.counts["wrong"] += bool(wrong)
-        self.families |= run.family
         print(name, "killed:", *killed, "-", "; ".join(wrong) or "right", flush=True)
+
+    def add(self, run: Run, name: str, killed: list[str], wrong: list[str]) -> None:
+        self.count(name, killed, wrong)
+        self.families |= run.family
         if wrong:
             print(run.log.read_text(errors="replace")[-3000:], flush=True)
             shutil.copytree(run.out, Path("chaos-failures") / run.out.name, dirs_exist_ok=True)
@@ -50,6 +56,35 @@ class Tally:
         _, left = psutil.wait_procs(self.families, timeout=120)
         self.counts["wrong"] += bool(left)
         print(f"of {len(self.families)} processes of Rays whose parts were killed, left running:", *left or ["none"])
+
+
+def kill_at_each_call(job: Job, damaged: Path | None, tally: Tally) -> None:
+    """Runs (or repairs of a copy of a damaged folder), each killed one call later than the one before."""
+    out = job.folder / "called"
+    for number in itertools.count(1):
+        if damaged:
+            shutil.copytree(damaged, out)
+        order = Order(Step("*", "*", number), out, "kill", job.folder / f"call-{bool(damaged)}-{number}")
+        code = job.run(out, order)
+        seen = [] if damaged else list(job.faults_in_sight(out))
+        wrong = seen + ([f"exit code {again}"] if code and (again := job.run(out)) else []) + job.faults(out)
+        tally.count(f"{'repair' if damaged else 'run'}, call {number}", ["at a call"] if code else [], wrong)
+        shutil.rmtree(out)
+        if not order.happened():
+            return
+
+
+def damage(job: Job) -> Path:
+    """A folder of the job with a table, the manifest and the plan damaged, each in one bit, and a table gone."""
+    out = job.folder / "damaged"
+    shutil.copytree(job.folder / "reference", out)
+    a, b = sorted((out / "poses").iterdir())
+    for path in (a, out / "manifest.json", out / "plan.json"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    (out / "frames" / b.name).unlink()
+    return out
 
 
 def kill_at_each_step(job: Job, tally: Tally) -> None:
@@ -91,7 +126,10 @@ def main() -> None:
     tally, began = Tally(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         (Path(folder) / "short").mkdir()
-        kill_at_each_step(make_job(Path(folder) / "short"), tally)
+        short = make_job(Path(folder) / "short")
+        for damaged in (None, damage(short)):
+            kill_at_each_call(short, damaged, tally)
+        kill_at_each_step(short, tally)
         (Path(folder) / "long").mkdir()
         with nodes() as cluster:
             kill_at_random(make_job(Path(folder) / "long", length=4), cluster, asked.runs, asked.seed, tally)
