@@ -45,7 +45,7 @@ def index(
         "fps": 25.0,
         "codec": "h264",
         "fingerprint": "f00d",
-        "state": None,
+        "states": (None,),
     }
     return FrameIndex(**values | fields)
 
