@@ -165,7 +165,7 @@ class _Parts:
                 Frame(i, int(index.pts[i]), bool(index.key[i]), None, SKIPPED, shown(names[i]) if names else None)
                 for i in part
             ]
-            times = index.time_s[part.start : part.stop]
+            times = index.times(slice(part.start, part.stop))
             yield self.no_poses, frames_table(self.video.video_id, frames, times, [None] * len(frames))
 
 

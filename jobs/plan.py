@@ -143,7 +143,8 @@ def plan_ranges(index: FrameIndex, wanted: np.ndarray, chunk_frames: int) -> lis
         if stop - first <= length * 3 // 2:
             break
         due = first + length
-        near = entries[2 * np.abs(entries - due) < chunk_frames]
+        reach = (chunk_frames - 1) // 2
+        near = entries[slice(*np.searchsorted(entries, (due - reach, due + reach + 1)))]
         cut = int(near[np.argmin(np.abs(near - due))]) if len(near) else due
         ranges.append((first, cut))
         first = cut
@@ -161,7 +162,7 @@ def frame_range(video: VideoPlan, chunk: Chunk, selection: Selection) -> FrameRa
         first=chunk.first,
         pts=index.pts[part],
         key=index.key[part],
-        wanted=selection.wanted(np.arange(chunk.first, chunk.stop), index.time_s[part]),
+        wanted=selection.wanted(np.arange(chunk.first, chunk.stop), index.times(part)),
         anchor=None if anchor is None else int(index.pts[anchor]),
         run_up=chunk.first - (anchor or 0),
         states=index.states if video.source.images is None else index.states[part],

@@ -4,6 +4,7 @@ import os
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,19 +66,28 @@ class FrameIndex:
     @property
     def time_s(self) -> np.ndarray:
         """(F,) float64 seconds since the first frame; NaN for pictures."""
+        return self.times(slice(None))
+
+    def times(self, part: slice) -> np.ndarray:
+        """`time_s[part]`, without computing the rest: hours of video have thousands of chunks."""
+        pts = self.pts[part]
         if self.size is None:
-            return np.full(len(self), np.nan)
-        return seconds(self.pts, int(self.pts[0]) if len(self) else 0, self.time_base)
+            return np.full(len(pts), np.nan)
+        return seconds(pts, int(self.pts[0]) if len(self) else 0, self.time_base)
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        return np.flatnonzero(self.key)
 
     def anchor(self, frame: int) -> int | None:
         """The frame to start decoding at in order to get `frame` right, None for the start of the file.
 
         A key frame that is no entry needs the key frame before it as a run-up.
         """
-        keys = np.flatnonzero(self.key[: frame + 1])
-        if len(keys) and not self.entry[keys[-1]]:
-            keys = keys[:-1]
-        return int(keys[-1]) if len(keys) > 1 else None
+        n = int(np.searchsorted(self._keys, frame, side="right"))
+        if n and not self.entry[self._keys[n - 1]]:
+            n -= 1
+        return int(self._keys[n - 1]) if n > 1 else None
 
 
 def seconds(pts: np.ndarray, start: int, time_base: Fraction) -> np.ndarray:
