@@ -7,7 +7,7 @@ of workers on any number of re-runs agree on what is done and what is missing.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -157,15 +157,17 @@ def frame_range(video: VideoPlan, chunk: Chunk, selection: Selection) -> FrameRa
     assert index is not None
     part = slice(chunk.first, chunk.stop)
     anchor = index.anchor(chunk.first)
+    images = video.source.images
     return FrameRange(
-        source=video.source,
+        # Of a hundred thousand pictures a worker is told the names of its own.
+        source=video.source if images is None else replace(video.source, images=images[part]),
         first=chunk.first,
         pts=index.pts[part],
         key=index.key[part],
         wanted=selection.wanted(np.arange(chunk.first, chunk.stop), index.times(part)),
         anchor=None if anchor is None else int(index.pts[anchor]),
         run_up=chunk.first - (anchor or 0),
-        states=index.states if video.source.images is None else index.states[part],
+        states=index.states if images is None else index.states[part],
         rotation=index.rotation,
         ordered=index.ordered,
         stamped=index.stamped,

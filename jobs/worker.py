@@ -119,7 +119,7 @@ def tables_without_reading(unit: WorkUnit, skeleton: Skeleton, reason: str) -> t
     rows, frames = _Rows(unit, skeleton), unit.frames
     for i, (pts, key, wanted) in enumerate(zip(frames.pts, frames.key, frames.wanted, strict=True)):
         number = frames.first + i
-        name = None if frames.source.images is None else shown(frames.source.images[number])
+        name = None if frames.source.images is None else shown(frames.source.images[i])
         status, detail = (DECODE_ERROR, reason) if wanted else (SKIPPED, None)
         rows.add(Frame(number, int(pts), bool(key), None, status, name, detail), None)
     return rows.tables()

@@ -71,7 +71,7 @@ def read_frames(wanted: FrameRange) -> Iterator[Frame]:
 def check_unchanged(wanted: FrameRange) -> None:
     """Raise InputLost unless the files are those that were planned."""
     folder, names = wanted.source.path, wanted.source.images
-    paths = [folder] if names is None else [folder / name for name in names[wanted.first :][: len(wanted.states)]]
+    paths = [folder] if names is None else [folder / name for name in names]
     for path, planned in zip(paths, wanted.states, strict=True):
         if file_state(path) != planned:
             raise InputLost(shown(path), "changed or went away while the job ran")

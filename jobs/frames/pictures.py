@@ -50,8 +50,7 @@ def read_pictures(wanted: FrameRange) -> Iterator[Frame]:
     """The pictures of a range, each once."""
     images = wanted.source.images
     assert images is not None
-    for i, pts in enumerate(wanted.pts):
-        name = images[wanted.first + i]
+    for i, (pts, name) in enumerate(zip(wanted.pts, images, strict=True)):
         image, status, detail = None, SKIPPED, None
         if wanted.wanted[i]:
             image, detail = _read_image(wanted.source.path / name)

@@ -99,6 +99,7 @@ def seconds(pts: np.ndarray, start: int, time_base: Fraction) -> np.ndarray:
 class FrameRange:
     """Which frames to read: what travels to a worker instead of frames.
 
+    source:   of a folder of pictures, those of the range alone.
     first:    number of the first frame.
     pts, key: (n,) of these frames, as planned. A source that is not `ordered` is read to its end, whatever is planned.
     wanted:   (n,) bool, whose pixels are needed.
