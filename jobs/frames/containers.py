@@ -178,8 +178,9 @@ def _transport_stream(file: BinaryIO, size: int, pid: int) -> Iterator[str]:
     if not length:
         return
     last, n_breaks, first_break, n_marked = -1, 0, 0, 0
+    block = _PACKETS_AT_A_TIME
     while at + length <= size:
-        n = min(_PACKETS_AT_A_TIME, (size - at) // length)
+        n = min(block, (size - at) // length)
         packets = np.frombuffer(_read(file, at, n * length), np.uint8).reshape(-1, length)
         wrong = np.flatnonzero(packets[:, 0] != _SYNC)
         packets = packets[: wrong[0]] if len(wrong) else packets
@@ -189,6 +190,8 @@ def _transport_stream(file: BinaryIO, size: int, pid: int) -> Iterator[str]:
             first_break = at + int(broken[0]) * length
         n_breaks += len(broken)
         at += len(packets) * length
+        # Where damage is dense, what lies behind it is not read anew each time.
+        block = max(16, 2 * len(packets)) if len(wrong) else min(2 * block, _PACKETS_AT_A_TIME)
         if len(wrong):
             found = _next_sync(file, at + 1, size, length)
             yield f"bytes {at:,} to {found:,} are not a transport stream"
@@ -217,18 +220,19 @@ def _packet_length(head: bytes) -> tuple[int, int]:
 
 
 def _next_sync(file: BinaryIO, at: int, size: int, length: int) -> int:
+    """Where three sync bytes stand in a row, or as many as there is room for at the end of the file."""
+    window = 1 << 12
     while at < size:
-        data = np.frombuffer(_read(file, at, min(size - at, 1 << 20)), np.uint8)
-        ahead = min(2 * length, len(data) - 1)
-        # Three in a row, or as many as there is room for at the end of the file.
+        data = np.frombuffer(_read(file, at, min(size - at, window)), np.uint8)
         synced = data == _SYNC
         for step in (length, 2 * length):
-            if step <= ahead:
-                synced[:-step] &= data[step:] == _SYNC
-        where = np.flatnonzero(synced)
+            synced[:-step] &= data[step:] == _SYNC
+        # What the next two of a row would be read with is looked at again.
+        n = len(data) if at + len(data) >= size else len(data) - 2 * length
+        where = np.flatnonzero(synced[:n])
         if len(where):
             return at + int(where[0])
-        at += len(data)
+        at, window = at + n, min(2 * window, 1 << 20)
     return size
 
 
