@@ -174,6 +174,10 @@ class Ledger:
     def path(self, name: str) -> Path:
         return self.out / name
 
+    def sealed(self) -> bool:
+        """Whether the job is done as far as `_SUCCESS` says."""
+        return os.path.lexists(self.out / SUCCESS)
+
     def committed(self) -> set[str]:
         """Keys of the chunks that are done."""
         entries = self._chunk_entries()
@@ -208,7 +212,7 @@ class Ledger:
             yield tmp
             if self._publish(tmp, name) or self.digest(name) == sha256(tmp):
                 return
-            if os.path.lexists(self.out / SUCCESS):
+            if self.sealed():
                 raise SinkError(f"{self.out / name}: is there already with other content, in a job that is done")
             self._replace(tmp, name)
 

@@ -176,10 +176,14 @@ def frame_range(video: VideoPlan, chunk: Chunk, selection: Selection) -> FrameRa
     )
 
 
-def check_same_job(old_text: str, new: Plan, out: str) -> None:
-    """Raise OutputError saying what differs if plan.json in the output folder belongs to another job."""
+def check_same_job(old_text: str, new: Plan, out: str) -> str:
+    """Raise OutputError saying what differs if plan.json in the output folder belongs to another job. Returns the name
+    that its network went by."""
     try:
         old = json.loads(old_text)
+        name = old["model"]["name"]
+        if type(name) is not str:
+            raise ValueError("a name that is none")
         current = json.loads(new.to_json())
         differences = list(_differences(old, current))
         if not differences and old["videos"] != current["videos"]:
@@ -191,6 +195,7 @@ def check_same_job(old_text: str, new: Plan, out: str) -> None:
     if differences:
         listed = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
         raise OutputError(out, f"holds another job: {listed}; use another folder, or --overwrite to start afresh")
+    return name
 
 
 def planned_chunk_frames(old_text: str) -> int | None:

@@ -24,7 +24,7 @@ from jobs.finalise import (
     finalise_video,
     kept_video,
 )
-from jobs.frames import FrameIndex, probe
+from jobs.frames import FrameIndex, file_state, probe
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, chunk_name, seal, sha256
 from jobs.manifest import UNREADABLE, table_names
 from jobs.plan import Chunk, Plan, VideoPlan, check_same_job, frame_range, make_plan, planned_chunk_frames
@@ -145,7 +145,8 @@ def _take_up(ledger: Ledger, plan: Plan, observe: Observer) -> Found:
     """See what is published. A job that was done and is damaged is from here on one that is not done."""
     while (found := look(ledger, plan)).done is None:
         ledger.prepare()
-        if not found.sealed or ledger.unseal(found.manifest, keep=found.proven):
+        # Looking takes a while. Another run may have ended the job, and cleaned up what this one would start from.
+        if ledger.unseal(found.manifest, found.proven) if found.sealed else not ledger.sealed():
             for problem in found.problems:
                 observe(Note(f"repairing {problem}"))
             break
@@ -154,7 +155,9 @@ def _take_up(ledger: Ledger, plan: Plan, observe: Observer) -> Found:
 
 def _clean(ledger: Ledger, observe: Observer) -> None:
     try:
-        ledger.clean()
+        # Unless another run has begun the job afresh, or a repair: these folders are that run's now.
+        if ledger.sealed():
+            ledger.clean()
     except OSError as error:
         observe(Note(f"_chunks and _tmp are no longer needed and cannot be removed ({error})"))
 
@@ -194,9 +197,8 @@ def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool, observe: Observer)
             if ledger.read(PLAN) is None:
                 raise
         text = ledger.read(PLAN) or ""
-    check_same_job(text, plan, str(ledger.out))
     # The same network may go by another path today. What is published already holds the first name.
-    return replace(plan, model=json.loads(text)["model"]["name"])
+    return replace(plan, model=check_same_job(text, plan, str(ledger.out)))
 
 
 def _digest(plan: Plan) -> str:
@@ -225,6 +227,7 @@ class _Run:
         self.devices: set[str] = set()
         self.n_inferred = 0
         self._began = datetime.now(UTC)
+        self._plan_state = file_state(ledger.path(PLAN))
         self._plan_bytes = ledger.read_bytes(PLAN)
 
     def all(self, whole: Container[str], workers: int | None, start: StartExecutor) -> None:
@@ -258,7 +261,13 @@ class _Run:
 
     def lost_the_folder(self) -> bool:
         """Whether another job has taken the output folder over since this one began (`--overwrite`)."""
-        return self.ledger.read_bytes(PLAN) != self._plan_bytes
+        # Asked for each video, and the plan of many is long: it is read again only if it is another file.
+        state = file_state(self.ledger.path(PLAN))
+        if state != self._plan_state:
+            if self.ledger.read_bytes(PLAN) != self._plan_bytes:
+                return True
+            self._plan_state = state
+        return False
 
     def _keep(self, whole: Container[str]) -> None:
         """Take over the videos both of whose tables are whole: their chunks may be gone, and are not missed."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 from jobs.errors import OutputError, SinkError
 from jobs.events import Event, Note
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, seal
+from jobs.repair import look
 from jobs.run import StartExecutor
 from jobs.spec import Moment, Selection
 from jobs.verify import verify
@@ -314,3 +316,52 @@ def test_a_folder_in_place_of_a_table_is_told(walk: Path, tmp_path: Path, run_se
     table.rmdir()
     assert run_serially([walk], tmp_path).exit_code == 0
     assert verify(Ledger(tmp_path)) == []
+
+
+# Other runs of the same command
+
+
+def during_a_look(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
+    """`act` happens when the next run has looked at the folder, before it does anything about it."""
+
+    def slow(*args: Any) -> Any:
+        monkeypatch.setattr("jobs.run.look", look)
+        found = look(*args)
+        act()
+        return found
+
+    monkeypatch.setattr("jobs.run.look", slow)
+
+
+def test_nothing_is_computed_again_when_another_run_ends_the_job_meanwhile(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, stopping: StartExecutor, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(KeyboardInterrupt):
+        run_serially([walk], tmp_path, start=stopping, chunk_frames=4)
+    during_a_look(monkeypatch, lambda: run_serially([walk], tmp_path, chunk_frames=4))
+    assert run_serially([walk], tmp_path, chunk_frames=4).again
+
+
+def test_who_finds_a_job_done_takes_nothing_away_from_one_that_was_begun_afresh(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, stopping: StartExecutor, monkeypatch: pytest.MonkeyPatch
+):
+    def begin_afresh() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            run_serially([walk], tmp_path, start=stopping, chunk_frames=4, overwrite=True)
+
+    run_serially([walk], tmp_path, chunk_frames=4)
+    during_a_look(monkeypatch, begin_afresh)
+    assert run_serially([walk], tmp_path, chunk_frames=4).again
+    assert len(Ledger(tmp_path).committed()) == 1
+
+
+@pytest.mark.parametrize("name", ['"nale": "x"', '"name": ["x"]'])
+def test_a_plan_without_the_networks_name_is_refused(
+    walk: Path, tmp_path: Path, run_serially: RunSerially, stopping: StartExecutor, name: str
+):
+    with pytest.raises(KeyboardInterrupt):
+        run_serially([walk], tmp_path, start=stopping, chunk_frames=4)
+    text = (tmp_path / PLAN).read_text()
+    (tmp_path / PLAN).write_text(re.sub('"name": "[^"]*"', name, text, count=1))
+    with pytest.raises(OutputError, match=r"its plan\.json is damaged"):
+        run_serially([walk], tmp_path, chunk_frames=4)
