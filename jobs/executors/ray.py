@@ -233,10 +233,13 @@ class RayExecutor:
     def _receive(self, actor: _Actor, ref: Any) -> Iterator[UnitReport | UnitFailure]:
         try:
             answer = ray.get(ref)
-        except ActorUnavailableError:
+        except ActorUnavailableError as error:
             # A connection that comes back, or an actor about to be declared dead; neither is the unit's fault.
             time.sleep(_UNAVAILABLE_PAUSE_S)
-            if ref is not actor.setup:
+            if ref is actor.setup:
+                # What a reference has answered once it answers for ever.
+                yield from self._replace(actor, one_line(error), [])
+            else:
                 self._again.append(self._done(actor, ref))
         except RayActorError:
             yield from self._replace(actor, "the worker died (it crashed or was killed)", list(actor.orders.values()))
