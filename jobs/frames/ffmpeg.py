@@ -160,15 +160,13 @@ class _InPlace:
     """
 
     def __init__(self, container: Container, stream: Stream) -> None:
-        # The index points at the header of 8 bytes before the data.
-        listed = stream.index_entries if container.format.name == "avi" else ()
-        self._times = {entry.pos + 8: entry.timestamp for entry in listed}
+        self._index = stream.index_entries if container.format.name == "avi" else None
+        self._times: dict[int, int] | None = None
         self._shift: int | None = None
 
     def __call__(self, packet: Packet) -> str | None:
         """Correct a packet; says so if others are missing before it."""
-        time = None if packet.pos is None else self._times.get(packet.pos)
-        if time is None or packet.dts is None:
+        if packet.pos is None or packet.dts is None or (time := self._time(packet.pos, packet.dts)) is None:
             return None
         shift = time - packet.dts
         n_lost, self._shift = shift - (shift if self._shift is None else self._shift), shift
@@ -176,6 +174,18 @@ class _InPlace:
             packet.dts = time
             packet.pts = None if packet.pts is None else packet.pts + shift
         return f"{n_lost:,} frames before it are not in the file" if n_lost > 0 else None
+
+    def _time(self, pos: int, dts: int) -> int | None:
+        """The time that the index gives for the packet at a byte."""
+        if not self._index:
+            return None
+        # The index points at the header of 8 bytes before the data.
+        if (at := self._index.search_timestamp(dts, any_frame=True)) >= 0 and self._index[at].pos + 8 == pos:
+            return self._index[at].timestamp
+        # All of it is read only where a packet is not in its place: a day of video has millions of entries.
+        if self._times is None:
+            self._times = {entry.pos + 8: entry.timestamp for entry in self._index}
+        return self._times.get(pos)
 
 
 def decode(stream: Stream, packet: Packet | None) -> tuple[list[Picture], str | None]:
