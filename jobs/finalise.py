@@ -12,7 +12,7 @@ from jobs import __version__
 from jobs.discover import shown
 from jobs.errors import SinkError
 from jobs.frames import DECODE_ERROR, OK, SKIPPED, SUSPECT, Frame
-from jobs.ledger import Ledger, chunk_name, sha256
+from jobs.ledger import Ledger, chunk_name, sha256, table_names
 from jobs.plan import Chunk, Plan, VideoPlan
 from jobs.sink import Table, count_frames, frames_table, read_chunk, read_parquet, write_parquet
 from posecore.results import FRAMES_SCHEMA, poses_schema
@@ -73,7 +73,7 @@ def finalise_video(ledger: Ledger, plan: Plan, video: VideoPlan, skeleton: Skele
     """
     parts = _Parts(ledger, video, poses_schema(skeleton).empty_table())
     metadata = _metadata(plan, video, skeleton)
-    names = [f"{kind}/{video.video_id}.parquet" for kind in ("poses", "frames")]
+    names = table_names(video.video_id)
     with ledger.publishing(names[0]) as tmp:
         n_people = write_parquet(tmp, (poses for poses, _ in parts), poses_schema(skeleton), metadata)
         poses_file = _published(names[0], tmp, n_people)
@@ -90,7 +90,7 @@ def kept_video(ledger: Ledger, plan: Plan, video: VideoPlan, skeleton: Skeleton)
     those of this plan."""
     metadata = _metadata(plan, video, skeleton)
     schemas = (poses_schema(skeleton), FRAMES_SCHEMA)
-    names = [f"{kind}/{video.video_id}.parquet" for kind in ("poses", "frames")]
+    names = table_names(video.video_id)
     tally = _Tally(video)
     try:
         (n_people, _), (n_frames, groups) = (

@@ -289,6 +289,11 @@ def chunk_name(key: str) -> str:
     return f"_chunks/{key}{_CHUNK_SUFFIX}"
 
 
+def table_names(video_id: str) -> list[str]:
+    """Where a video's tables are published, relative to the output folder: poses, frames."""
+    return [f"{kind}/{video_id}.parquet" for kind in TABLES]
+
+
 def seal(manifest: bytes) -> bytes:
     """Content of `_SUCCESS` over the bytes of a manifest."""
     return (json.dumps({"manifest_sha256": hashlib.sha256(manifest).hexdigest()}) + "\n").encode()

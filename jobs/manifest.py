@@ -1,13 +1,17 @@
-"""The manifest read back, with doubt: it may be damaged, or a stranger's."""
+"""The manifest: written, and read back with doubt, because it may be damaged or a stranger's."""
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from jobs import __version__
 from jobs.discover import VIDEO_ID, shown
 from jobs.finalise import VIDEO_STATUSES, PublishedFile, VideoReport
-from jobs.ledger import MANIFEST, PLAN, SUCCESS, TABLES, seal
+from jobs.ledger import MANIFEST, PLAN, SUCCESS, TABLES, seal, table_names
+from jobs.spec import Options
+from models.registry import Network
 
 T = TypeVar("T")
 
@@ -28,6 +32,43 @@ class Manifest:
     model_digest: str
 
 
+# What a manifest says of the run rather than of the job.
+_OF_THE_RUN = ("device", "execution_devices", "began", "ended", "frames_inferred")
+
+
+def manifest_bytes(
+    plan: PublishedFile,
+    options: Options,
+    network: Network,
+    videos: Sequence[VideoReport],
+    of_the_run: dict[str, Any],
+) -> bytes:
+    """Content of manifest.json. of_the_run: what it says of the run rather than of the job, all of _OF_THE_RUN."""
+    manifest = {
+        "posejob": __version__,
+        "model": {
+            "name": network.name,
+            "digest": network.digest,
+            "license": network.manifest.license,
+            "files": {file.path: file.sha384 for file in network.files},
+        },
+        **{name: of_the_run[name] for name in _OF_THE_RUN},
+        "options": options.to_json(),
+        "videos": [video.to_json() for video in videos],
+        "files": [vars(file) for file in (plan, *(file for video in videos for file in video.files))],
+    }
+    return (json.dumps(manifest, indent=1) + "\n").encode()
+
+
+def tell_the_same(found: bytes | None, ours: bytes) -> bool:
+    """Whether a manifest that nobody has sealed says of the job what ours says."""
+    mine = json.loads(ours)
+    try:
+        return bool(json.loads(found or b"") | {name: mine[name] for name in _OF_THE_RUN} == mine)
+    except UNREADABLE:
+        return False
+
+
 def read_manifest(data: bytes) -> Manifest:
     """Parse and check a manifest. Raises ValueError with a printable line if posejob did not write it."""
     try:
@@ -37,11 +78,6 @@ def read_manifest(data: bytes) -> Manifest:
         return Manifest(files, videos, _a(raw["options"], dict), _a(raw["model"]["digest"], str))
     except UNREADABLE as error:
         raise ValueError(shown(f"{error or type(error).__name__}")[:200]) from error
-
-
-def table_names(video_id: str) -> list[str]:
-    """Where a video's tables are, relative to the output folder."""
-    return [f"{kind}/{video_id}.parquet" for kind in TABLES]
 
 
 def seal_problem(found: bytes | None, manifest: bytes | None) -> str | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -10,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from jobs import __version__
 from jobs.discover import Source, discover
 from jobs.errors import EXIT_OK, EXIT_SOME_FAILED, ConfigError, OutputError, SinkError, VideoOpenError, WorkersLost
 from jobs.events import Note, Observer, Planned, UnitDone, VideoDone
@@ -25,8 +23,8 @@ from jobs.finalise import (
     kept_video,
 )
 from jobs.frames import FrameIndex, file_state, probe
-from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, chunk_name, seal, sha256
-from jobs.manifest import UNREADABLE, table_names
+from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, chunk_name, seal, sha256, table_names
+from jobs.manifest import manifest_bytes, tell_the_same
 from jobs.plan import Chunk, Plan, VideoPlan, check_same_job, frame_range, make_plan, planned_chunk_frames
 from jobs.repair import Found, look
 from jobs.sink import chunk_bytes, chunk_is_whole
@@ -354,30 +352,19 @@ class _Run:
         plan, network = self.job.plan, self.job.network
         videos = [self.reports[video.video_id] for video in plan.videos]
         plan_file = self.ledger.path(PLAN)
-        files = [PublishedFile(PLAN, plan_file.stat().st_size, sha256(plan_file), None)]
-        files += [file for video in videos for file in video.files]
-        manifest = {
-            "posejob": __version__,
-            "model": {
-                "name": network.name,
-                "digest": network.digest,
-                "license": network.manifest.license,
-                "files": {file.path: file.sha384 for file in network.files},
-            },
+        of_the_run = {
             "device": self.job.device,
             "execution_devices": sorted(self.devices),
-            "options": plan.options.to_json(),
             "began": self._began.isoformat(timespec="seconds"),
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "frames_inferred": self.n_inferred,
-            "videos": [video.to_json() for video in videos],
-            "files": [vars(file) for file in files],
         }
-        text = (json.dumps(manifest, indent=1) + "\n").encode()
+        plan_entry = PublishedFile(PLAN, plan_file.stat().st_size, sha256(plan_file), None)
+        text = manifest_bytes(plan_entry, plan.options, network, videos, of_the_run)
         if not self.ledger.publish_bytes(MANIFEST, text):
             # Of a run that was stopped between the manifest and the seal, or is there now: the files are the same.
             found = self.ledger.read_bytes(MANIFEST)
-            if not _tell_the_same(found, text):
+            if not tell_the_same(found, text):
                 self.ledger.unseal(found, keep=False)
                 self.ledger.publish_bytes(MANIFEST, text)
         self._seal()
@@ -391,16 +378,3 @@ class _Run:
                     return
                 self._discard(SUCCESS)
         raise SinkError(f"{self.ledger.path(MANIFEST)}: taken away by another run")
-
-
-# What a manifest says of the run rather than of the job.
-_OF_THE_RUN = ("device", "execution_devices", "began", "ended", "frames_inferred")
-
-
-def _tell_the_same(found: bytes | None, ours: bytes) -> bool:
-    """Whether a manifest that nobody has sealed says of the job what ours says."""
-    mine = json.loads(ours)
-    try:
-        return bool(json.loads(found or b"") | {name: mine[name] for name in _OF_THE_RUN} == mine)
-    except UNREADABLE:
-        return False
