@@ -182,19 +182,19 @@ def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool, observe: Observer)
         raise OutputError(str(ledger.out), "is not empty and holds no posejob job; choose another folder")
     if overwrite:
         ledger.clear()
-    elif proven and (digest := ledger.digest(PLAN)) not in known:
-        observe(Note(f"repairing {PLAN}: {'changed since the job was done' if digest else 'missing'}"))
-        ledger.prepare()
-        ledger.mend(PLAN, plan.to_json().encode())
-    if (text := ledger.read(PLAN)) is None:
-        try:
+    try:
+        if proven and not overwrite and (digest := ledger.digest(PLAN)) not in known:
+            observe(Note(f"repairing {PLAN}: {'changed since the job was done' if digest else 'missing'}"))
+            ledger.prepare()
+            ledger.mend(PLAN, plan.to_json().encode())
+        elif ledger.read(PLAN) is None:
             ledger.prepare()
             ledger.publish_bytes(PLAN, plan.to_json().encode())
-        except (OutputError, SinkError):
-            # Another run of the same command may have finished meanwhile, and cleaned up.
-            if ledger.read(PLAN) is None:
-                raise
-        text = ledger.read(PLAN) or ""
+    except (OutputError, SinkError):
+        # Another run of the same command may have finished meanwhile, and cleaned up.
+        if ledger.read(PLAN) is None:
+            raise
+    text = ledger.read(PLAN) or ""
     # The same network may go by another path today. What is published already holds the first name.
     return replace(plan, model=check_same_job(text, plan, str(ledger.out)))
 

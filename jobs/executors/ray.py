@@ -77,7 +77,7 @@ def _folder_of_our_own() -> Iterator[str]:
     # In /tmp whatever TMPDIR says: the paths of Ray's sockets must stay below 108 characters.
     for old in Path("/tmp").glob("posejob-*/lock"):
         # Not ours to open, or removed by another run at this moment.
-        with contextlib.suppress(OSError), old.open() as lock:
+        with contextlib.suppress(OSError), open(old, opener=_without_waiting) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(old.parent, ignore_errors=True)
     with (
@@ -88,6 +88,11 @@ def _folder_of_our_own() -> Iterator[str]:
         # There for others from now on, when it is locked.
         (Path(folder) / "lock.new").rename(Path(folder) / "lock")
         yield folder
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    """Opens a file, but neither waits for a pipe nor follows a link: the folder is everybody's."""
+    return os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def _stop_on_sigterm() -> None:

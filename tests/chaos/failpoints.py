@@ -70,8 +70,9 @@ class Order:
     """What is to happen at a step.
 
     out:     the job's output folder.
-    act:     kill (SIGKILL), tear (half of the file is lost, then SIGKILL), stop (SIGSTOP), hang, segfault, memory.
-    mark:    a file per time that it happened: `<mark>.0`, `<mark>.1`, ...
+    act:     kill (SIGKILL), tear (half of the file is lost, then SIGKILL), stop (SIGSTOP), hang, segfault, memory, or
+             note (nothing but the mark).
+    mark:    a file per time that it happened, with the process in it: `<mark>.0`, `<mark>.1`, ...
     times:   how often it happens at most, in all processes together.
     workers: it happens in Ray's workers only.
     """
@@ -85,6 +86,9 @@ class Order:
 
     def happened(self) -> int:
         return len(list(self.mark.parent.glob(f"{self.mark.name}.*")))
+
+    def happened_in(self, pid: int) -> bool:
+        return str(pid) in {mark.read_text() for mark in self.mark.parent.glob(f"{self.mark.name}.*")}
 
 
 def environment(orders: list[Order]) -> dict[str, str]:
@@ -141,7 +145,8 @@ def _path(wanted: str, event: str, args: tuple[Any, ...]) -> str | None:
 def _may(order: Order) -> bool:
     for i in range(order.times):
         try:
-            os.close(os.open(f"{order.mark}.{i}", os.O_CREAT | os.O_EXCL))
+            with open(f"{order.mark}.{i}", "x") as mark:
+                mark.write(str(os.getpid()))
         except FileExistsError:
             continue
         return True
@@ -165,5 +170,7 @@ def _act(act: str, path: str) -> None:
             os.kill(os.getpid(), signal.SIGSEGV)
         case "memory":
             raise MemoryError
+        case "note":
+            pass
         case _:
             raise ValueError(act)

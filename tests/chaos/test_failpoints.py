@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.failpoints import STEPS, Order
-from tests.chaos.job import Job, wait_for_stop
+from tests.chaos.job import PATIENCE_S, Job, wait_for_stop
 
 TORN = [name for name, step in STEPS.items() if step.event == "flush" and step.path.startswith("_tmp")]
 
@@ -31,7 +31,7 @@ def test_frozen_at_and_thawed_when_another_has_done_the_job(name: str, job: Job,
         assert job.faults(order.out) == []
         before = {path: path.stat() for path in order.out.rglob("*")}
         os.kill(zombie.pid, signal.SIGCONT)
-        zombie.join(60)
+        zombie.join(PATIENCE_S)
         assert zombie.exitcode == 0
     finally:
         zombie.kill()

@@ -3,8 +3,10 @@
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from posecore import read_frames
@@ -14,7 +16,7 @@ from tests.chaos.real import Run, disturbed_run, nodes
 
 pytestmark = pytest.mark.ray
 
-DEADLINE_S = 6.0
+DEADLINE_S = 10.0
 
 
 def at_chunk(job: Job, run: Run, number: int, act: str, times: int = 1, step: str = "chunk: before link") -> Order:
@@ -64,22 +66,23 @@ def test_a_node_frozen_past_its_deadline_and_thawed_when_others_have_done_its_wo
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = Run(job, tmp_path / "out", deadline_s=DEADLINE_S)
-    order = Order(WORKER_STEPS["chunk: before link"], run.out, "stop", tmp_path / "frozen")
+    frozen = Order(WORKER_STEPS["chunk: before link"], run.out, "stop", tmp_path / "frozen")
+    failed = Order(WORKER_STEPS["chunk: before its copy is removed"], run.out, "note", tmp_path / "failed", times=99)
     with monkeypatch.context() as patch:
-        for name, value in environment([order]).items():
+        for name, value in environment([frozen, failed]).items():
             patch.setenv(name, value)
         with nodes() as run.cluster:
             driver = run.start()
-            worker = wait_for_frozen(run, order)
+            worker = wait_for_frozen(run, frozen)
             raylet = worker.parent()
             # Or it would notice that its worker is wanted dead.
             raylet.suspend()
             try:
                 assert run.final_faults(run.finish(driver)) == []
                 before = files(run.out)
-                assert worker.is_running()
+                assert not failed.happened_in(worker.pid)
                 worker.resume()
-                time.sleep(1.0)
+                wait_until(lambda: failed.happened_in(worker.pid))
             finally:
                 raylet.resume()
             assert files(run.out) == before
@@ -94,15 +97,25 @@ def test_killed_at_a_random_moment(target: str, job: Job, tmp_path: Path):
     assert wrong == [], f"seed {seed}"
 
 
-def wait_for_frozen(run: Run, order: Order):
+def wait_for_frozen(run: Run, order: Order) -> psutil.Process:
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        raylets = run.cluster.raylets if run.cluster else []
+        workers = [worker for raylet in raylets for worker in raylet.children()]
+        found[:] = [worker for worker in workers if worker.status() == psutil.STATUS_STOPPED]
+        return order.happened() == 1 and bool(found)
+
+    wait_until(look)
+    return found[0]
+
+
+def wait_until(look: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        for raylet in run.cluster.raylets if run.cluster else []:
-            for worker in raylet.children():
-                if order.happened() and worker.status() == "stopped":
-                    return worker
+    while not look():
+        if time.monotonic() > deadline:
+            raise TimeoutError
         time.sleep(0.02)
-    raise TimeoutError("no worker froze")
 
 
 def files(out: Path) -> dict[str, os.stat_result]:

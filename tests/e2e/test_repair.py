@@ -19,7 +19,7 @@ from jobs.verify import verify
 from tests.conftest import RunSerially
 from tests.fixtures.stick_figures import walkers, write_video
 
-# Flips over all files of a job; `make chaos` makes thousands.
+# Flips over all files of a job; `make damage` makes thousands.
 FLIPS = int(os.environ.get("POSEJOB_TEST_FLIPS", "150"))
 CHUNK, FRAMES = 6, 12
 
