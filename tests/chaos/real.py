@@ -140,16 +140,20 @@ def disturbed_run(run: Run, targets: list[str], rng: random.Random, early: float
 def _wait_for_victim(
     run: Run, driver: psutil.Popen, target: str, rng: random.Random, early: float
 ) -> psutil.Process | None:
-    """None if the job has ended before."""
-    if rng.random() >= early:
-        while driver.poll() is None and not any(run.out.glob("_chunks/*")):
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 1.5))
-    else:
-        time.sleep(rng.uniform(0, 5))
+    """None if the job has ended before. Raises TimeoutExpired if it neither ends nor comes so far."""
+    deadline = time.monotonic() + PATIENCE_S
+    later = rng.uniform(0, 5) if rng.random() < early else None
     while driver.poll() is None:
-        if victims := run.victims(driver, target):
-            return rng.choice(victims)
+        if time.monotonic() > deadline:
+            driver.kill()
+            raise psutil.TimeoutExpired(PATIENCE_S, driver.pid)
+        if later is None and any(run.out.glob("_chunks/*")):
+            later = rng.uniform(0, 1.5)
+        if later is not None:
+            time.sleep(later)
+            later = 0.0
+            if victims := run.victims(driver, target):
+                return rng.choice(victims)
         time.sleep(0.02)
     return None
 
