@@ -1,5 +1,6 @@
 """The posejob command: `posejob ...` or `python -m posejob ...`."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -11,6 +12,10 @@ def main() -> None:
     """
     root = str(Path(__file__).resolve().parent)
     sys.path[:] = [root, *(entry for entry in sys.path if entry != root)]
+    # A name that the terminal has no letters for is shown by their numbers.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     from jobs.cli import app
 
     app(prog_name="posejob")

@@ -4,7 +4,6 @@ What takes long to import (Ray, OpenVINO, PyArrow) is imported by the command th
 """
 
 import json
-import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import __version__
+from jobs.console import say, tell
 from jobs.discover import shown
 from jobs.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNUSABLE, SinkError
 from jobs.spec import Moment, RunSpec, Selection, parse_moment
@@ -163,7 +163,7 @@ def submit(
                 }
             )
         else:
-            print(summary_text(report))
+            _say(summary_text(report))
         raise typer.Exit(report.exit_code)
 
 
@@ -183,8 +183,8 @@ def _dry_run(spec: RunSpec, as_json: bool) -> None:
         _print_json(json.loads(job.plan.to_json()) | {"estimated_s": estimate, "problems": job.problems})
     else:
         for text, problem in job.problems:
-            print(shown(f"not used: {text}: {problem}"), file=sys.stderr)
-        print(plan_text(job.plan, pace))
+            tell(shown(f"not used: {text}: {problem}"))
+        _say(plan_text(job.plan, pace))
 
 
 @contextmanager
@@ -213,9 +213,9 @@ def status(out: Out, as_json: Json = False) -> None:
             )
             return
         for video_id, video_done, video_total, frames in state.videos:
-            print(f"{video_id}: {video_done}/{video_total} chunks, {frames:,} frames")
+            _say(f"{video_id}: {video_done}/{video_total} chunks, {frames:,} frames")
         ended = ", ".join(f"{n} {name}" for name, n in sorted(state.statuses.items()))
-        print(
+        _say(
             f"done: {ended}"
             if state.done
             else f"not done: {done} of {total} chunks; run the same command again to go on"
@@ -233,9 +233,9 @@ def verify(out: Out, as_json: Json = False) -> None:
         if as_json:
             _print_json({"whole": not problems, "problems": problems})
         elif problems:
-            print("\n".join(problems))
+            _say("\n".join(problems))
         else:
-            print(f"{shown(out)}: whole")
+            _say(f"{shown(out)}: whole")
         raise typer.Exit(EXIT_SOME_FAILED if problems else 0)
 
 
@@ -261,7 +261,7 @@ def models_list(as_json: Json = False) -> None:
             _print_json({"models": rows})
             return
         for row in rows:
-            print(f"{row['name']}  {row['where'] or 'not here: posejob models fetch ' + row['name']}")
+            _say(f"{row['name']}  {row['where'] or 'not here: posejob models fetch ' + row['name']}")
 
 
 @models_app.command("fetch")
@@ -273,8 +273,8 @@ def models_fetch(
         from models.registry import DEFAULT_MODEL, find_network
 
         for name in names or [DEFAULT_MODEL]:
-            network = find_network(name, report=lambda line: print(line, file=sys.stderr))
-            print(f"{network.name}  {network.path.parent}")
+            network = find_network(name, report=tell)
+            _say(f"{network.name}  {network.path.parent}")
 
 
 @models_app.command("verify")
@@ -286,7 +286,7 @@ def models_verify(
         from models.registry import DEFAULT_MODEL, find_network
 
         for name in names or [DEFAULT_MODEL]:
-            print(f"{find_network(name, fetch=False).name}: whole")
+            _say(f"{find_network(name, fetch=False).name}: whole")
 
 
 @contextmanager
@@ -296,14 +296,20 @@ def _errors_as_lines(out: Path | None) -> Iterator[None]:
         yield
     except PosejobError as error:
         # Names of files, and texts out of them, may hold what would command the terminal.
-        print(f"posejob: {shown(str(error))}", file=sys.stderr)
+        tell(f"posejob: {shown(str(error))}")
         if isinstance(error, SinkError):
-            print("posejob: what is done is kept; run the same command again when this is mended", file=sys.stderr)
+            tell("posejob: what is done is kept; run the same command again when this is mended")
         raise typer.Exit(EXIT_UNUSABLE) from error
     except KeyboardInterrupt:
-        print("\nposejob: stopped; what is done is kept, run the same command again to go on", file=sys.stderr)
+        tell("\nposejob: stopped; what is done is kept, run the same command again to go on")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=1))
+    _say(json.dumps(value, indent=1))
+
+
+def _say(text: str) -> None:
+    if not say(text):
+        tell("posejob: cannot write to stdout; what was asked for is done, only this text is lost")
+        raise typer.Exit(EXIT_UNUSABLE)

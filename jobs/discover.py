@@ -106,7 +106,7 @@ def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
             return False
         suffix = path.suffix.lower()
         # Pictures are read where they are found; a pipe would be waited for. What is no file is told of like a video.
-        if suffix in IMAGE_SUFFIXES and path.is_file():
+        if suffix in IMAGE_SUFFIXES and os.path.isfile(path):
             images.setdefault(path.parent, set()).add(path.name)
         elif suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES or named:
             videos.add(path)
@@ -115,12 +115,18 @@ def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
         return True
 
     def take_folder(folder: Path) -> bool:
-        found = [
-            take(file, named=False)
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and not _hidden(file, folder)
-        ]
-        return any(found)
+        found = False
+        for parent, folders, names in os.walk(folder, onerror=not_looked_into):
+            for name in folders:
+                if os.path.islink(os.path.join(parent, name)) and not name.startswith("."):
+                    problems.append((shown(os.path.join(parent, name)), "a link to a folder; name the folder itself"))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            # Also what is no file, a link that leads nowhere say: a video that cannot be read is told of.
+            found |= any([take(Path(parent, name), named=False) for name in names if not name.startswith(".")])
+        return found
+
+    def not_looked_into(error: OSError) -> None:
+        problems.append((shown(error.filename), f"cannot be looked into ({(error.strerror or str(error)).lower()})"))
 
     for text in inputs:
         if text.startswith("file://"):
@@ -154,7 +160,3 @@ def shown(text: Path | str) -> str:
 def _escaped(c: str) -> str:
     # Bytes of a name that are no UTF-8 come as these.
     return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)

@@ -99,7 +99,7 @@ class Plan:
             "chunk_frames": self.chunk_frames,
             "videos": [video.to_json() for video in self.videos],
         }
-        return json.dumps(data, indent=1) + "\n"
+        return json.dumps(data | {"sha256": _seal(data)}, indent=1) + "\n"
 
 
 def make_plan(
@@ -186,8 +186,9 @@ def check_same_job(old_text: str, new: Plan, out: str) -> str:
             raise ValueError("a name that is none")
         current = json.loads(new.to_json())
         differences = list(_differences(old, current))
-        if not differences and old["videos"] != current["videos"]:
-            raise ValueError("chunks that nobody planned")
+        seal = old.pop("sha256")
+        if not differences and (old["videos"] != current["videos"] or seal != _seal(old)):
+            raise ValueError("not what was written")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(
             out, "its plan.json is damaged; use another folder, or --overwrite to start afresh"
@@ -196,6 +197,10 @@ def check_same_job(old_text: str, new: Plan, out: str) -> str:
         listed = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
         raise OutputError(out, f"holds another job: {listed}; use another folder, or --overwrite to start afresh")
     return name
+
+
+def _seal(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def planned_chunk_frames(old_text: str) -> int | None:

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from importlib.util import find_spec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from jobs.console import tell
 from jobs.discover import shown
 from jobs.events import Event, Note, Observer, Planned, UnitDone, VideoDone
 from jobs.executors.base import UnitFailure
@@ -103,7 +103,7 @@ class _Lines:
 
     @staticmethod
     def _tell(text: str) -> None:
-        print(shown(text), file=sys.stderr, flush=True)
+        tell(shown(text))
 
 
 def line_for(event: Event) -> str | None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from jobs.errors import ConfigError
 
+_MAX = 1_000_000_000
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -120,6 +122,8 @@ class RunSpec:
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{flag} {value}: expected a whole number from 1 up")
+            if value is not None and value > _MAX:
+                raise ConfigError(f"{flag} {value}: expected no more than {_MAX:,}")
         if not 0 <= self.min_score <= 1:
             raise ConfigError(f"--min-score {self.min_score}: expected a number between 0 and 1")
         start, stop = self.selection.start, self.selection.stop

@@ -35,6 +35,7 @@ _IN_FLIGHT = 2
 _SETUP_DEADLINE_S = 300.0
 _UNAVAILABLE_PAUSE_S = 1.0
 _LOOK_AFTER_RAY_S = 2.0
+_OURS = "the Ray of a posejob run; goes with it\n"
 # Nothing but small messages goes through the object store; this is the least Ray accepts, with a margin.
 _OBJECT_STORE_BYTES = 100 * 1024**2
 
@@ -75,15 +76,18 @@ def _folder_of_our_own() -> Iterator[str]:
     A run holds a lock on its folder, and no process inherits it: a lock that is free is that of a dead run.
     """
     # In /tmp whatever TMPDIR says: the paths of Ray's sockets must stay below 108 characters.
-    for old in Path("/tmp").glob("posejob-*/lock"):
-        # Not ours to open, or removed by another run at this moment.
+    for old in Path("/tmp").glob("posejob-ray-*/lock"):
+        # Not there any more, still held, or not ours.
         with contextlib.suppress(OSError), open(old, opener=_without_waiting) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old.parent, ignore_errors=True)
+            if os.fstat(lock.fileno()).st_uid == os.geteuid() and lock.read() == _OURS:
+                shutil.rmtree(old.parent, ignore_errors=True)
     with (
-        tempfile.TemporaryDirectory(prefix="posejob-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix="posejob-ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
         (Path(folder) / "lock.new").open("w") as lock,
     ):
+        lock.write(_OURS)
+        lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         # There for others from now on, when it is locked.
         (Path(folder) / "lock.new").rename(Path(folder) / "lock")
@@ -98,7 +102,12 @@ def _without_waiting(name: str, flags: int) -> int:
 def _stop_on_sigterm() -> None:
     """End as with Ctrl-C when docker, systemd or a batch system says so. After `ray.init`, which sets its own way."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        # Not by way of SIGINT, which a shell has its background jobs ignore.
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _tame_ray() -> None:

@@ -38,7 +38,7 @@ def index_video(path: Path) -> FrameIndex:
             raise VideoOpenError(shown(path), f"none of its {n_frames} frames can be decoded ({why})")
         stamped = _has_presentation_times(container, stream)
         # A stream of a closed container answers with whatever lies in its memory.
-        codec, fps = stream.codec_context.name, stream.average_rate
+        codec, fps, extradata = stream.codec_context.name, stream.average_rate, stream.codec_context.extradata or b""
         time_base = stream.time_base or Fraction(1, 1000)
     stamps = np.array(read.pts)
     # A decoding time that falls is a clock set back (files joined, a broadcast restarted): no order by time stamp.
@@ -59,6 +59,7 @@ def index_video(path: Path) -> FrameIndex:
         stamps = np.array(reckon_pts(known + [None] * len(lost), ticks), dtype=np.int64)
         order = np.arange(len(stamps))
     rotation = round(first.rotation / 90) * 90 % 360
+    header = f"{codec} {time_base} {fps} {first.width}x{first.height} {rotation} {extradata.hex()}"
     return FrameIndex(
         pts=stamps[order],
         key=key[order],
@@ -70,7 +71,7 @@ def index_video(path: Path) -> FrameIndex:
         time_base=time_base,
         fps=float(fps) if fps else None,
         codec=codec,
-        fingerprint=read.fingerprint(lost),
+        fingerprint=read.fingerprint(header, lost),
         states=(state,),
         doubts=doubts,
     )
@@ -98,8 +99,9 @@ class _Read:
     ended: str | None = None
     digest: Any = field(default_factory=hashlib.sha256)
 
-    def fingerprint(self, lost: list[int]) -> str:
-        """Of a file that is whole, what its packets are made of; else also of what is missing."""
+    def fingerprint(self, header: str, lost: list[int]) -> str:
+        """Of what the packets are made of, of what the header says of them, and of what is missing."""
+        self.digest.update(header.encode())
         if lost:
             self.digest.update(f"lost {lost}".encode())
         return str(self.digest.hexdigest())

@@ -1,7 +1,9 @@
+import errno
 import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -97,11 +99,29 @@ def test_a_hidden_folder_named_outright_is_meant(home: Path):
     assert names(find(".videos")) == [".videos/a.mp4"]
 
 
-def test_what_only_looks_like_a_video_is_not_taken_from_a_folder(home: Path):
-    touch("v/a.mp4")
+def test_what_has_a_videos_name_is_not_passed_over_in_silence(home: Path):
+    """A pipe and a link that leads nowhere are videos that cannot be read; a link to a folder is not followed."""
+    touch("v/a.mp4", "elsewhere/b.mp4")
     Path("v/folder.mp4").mkdir()
     os.mkfifo("v/pipe.mp4")
-    assert names(find("v")) == ["v/a.mp4"]
+    Path("v/lost.mp4").symlink_to("nowhere.mp4")
+    Path("v/away").symlink_to(home / "elsewhere")
+    found = find("v")
+    assert names(found) == ["v/a.mp4", "v/lost.mp4", "v/pipe.mp4"]
+    assert found.problems == (("v/away", "a link to a folder; name the folder itself"),)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told_of(home: Path, monkeypatch: pytest.MonkeyPatch):
+    touch("v/a.mp4", "v/sub/b.mp4")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert find("v").problems == (("v/sub", "cannot be looked into (permission denied)"),)
 
 
 @pytest.mark.parametrize("out", ["out", "./out", "v/../out", "v/out"])

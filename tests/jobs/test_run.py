@@ -119,12 +119,20 @@ def other_byte(data: bytes) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
+def upside_down(data: bytes) -> bytes:
+    """The same packets; the track's matrix turns the picture by 180 degrees."""
+    at = data.index(b"tkhd") + 44
+    turned = np.array([-1, 0, 0, 0, -1]) * 0x10000
+    return data[:at] + turned.astype(">i4").tobytes() + data[at + 20 :]
+
+
 def same(folder: Path) -> AbstractContextManager[None]:
     return nullcontext()
 
 
 CHANGES: dict[str, tuple[Change, dict[str, Any], str]] = {
     "a byte of a video": (rewritten("a.mp4", other_byte), {}, "/a.mp4 has changed"),
+    "a video's rotation": (rewritten("a.mp4", upside_down), {}, "/a.mp4 has changed"),
     "a video that is none now": (rewritten("a.mp4", lambda data: b""), {}, "/a.mp4 has changed"),
     "a pixel of a picture": (rewritten("shots/1.png", other_pixel), {}, "/shots has changed"),
     "a picture more": (rewritten("shots/9.png", lambda data: b"?"), {}, "/shots has changed"),
@@ -355,8 +363,8 @@ def test_who_finds_a_job_done_takes_nothing_away_from_one_that_was_begun_afresh(
     assert len(Ledger(tmp_path).committed()) == 1
 
 
-@pytest.mark.parametrize("name", ['"nale": "x"', '"name": ["x"]'])
-def test_a_plan_without_the_networks_name_is_refused(
+@pytest.mark.parametrize("name", ['"nale": "x"', '"name": ["x"]', '"name": "iuman-pose"'])
+def test_a_plan_with_another_name_than_was_written_is_refused(
     walk: Path, tmp_path: Path, run_serially: RunSerially, stopping: StartExecutor, name: str
 ):
     with pytest.raises(KeyboardInterrupt):
