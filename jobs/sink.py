@@ -22,8 +22,8 @@ Table: TypeAlias = pa.Table  # for those who pass tables on without a door to Py
 
 _DIGEST_BYTES = 32
 
-# What a merge holds in memory: 12 MB of poses.
-ROW_GROUP_ROWS = 40_960
+# What a merge holds in memory: 34 MB of poses.
+ROW_GROUP_ROWS = 122_880
 _PIECE_ROWS = 4_096
 
 # Arrow's own allocator keeps much of what it was given back: a merge took 62 MB with it, 40 MB without.
