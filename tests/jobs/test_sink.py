@@ -151,6 +151,23 @@ def test_row_groups_at_the_limits(tmp_path: Path, n: int, groups: list[int]):
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == groups
 
 
+def test_one_row_group_is_held_at_a_time(tmp_path: Path):
+    held: list[int] = []
+
+    def rows() -> Iterator[pa.Table]:
+        for _ in range(30):
+            held.append(pa.total_allocated_bytes() - before)
+            yield poses(1_000)
+
+    group = poses(5_000).nbytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sink, "ROW_GROUP_ROWS", 5_000)
+        patch.setattr(sink, "_PIECE_ROWS", 1_000)
+        before = pa.total_allocated_bytes()
+        write_parquet(tmp_path / "a.parquet", rows(), poses_schema(COCO18), {})
+    assert group / 2 < max(held) < 1.5 * group
+
+
 def test_row_groups_consist_of_whole_pieces():
     assert sink.ROW_GROUP_ROWS % sink._PIECE_ROWS == 0
 
