@@ -5,7 +5,7 @@ ModelError
   ModelNotFound      neither here nor to be fetched: stop before work starts
   ModelDamaged       bytes that are not the ones the manifest names: stop before work starts
   DeviceError        no such device here: stop before work starts
-  NetworkUnusable    files that OpenVINO cannot read: stop before work starts
+  NetworkUnusable    files that OpenVINO cannot read, or use on the device: stop
   InferenceError     a frame could not be inferred: retry elsewhere
 """
 
@@ -58,7 +58,7 @@ class DeviceError(ModelError):
 
 
 class NetworkUnusable(ModelError):
-    """OpenVINO cannot read the network's files."""
+    """OpenVINO cannot read the network's files, or use it on the device at all."""
 
 
 class InferenceError(ModelError):

@@ -111,11 +111,27 @@ class PoseRuntime:
     def _for_shape(self, shape: tuple[int, int]) -> _Compiled:
         compiled = self._compiled.get(shape)
         if compiled is None:
-            compiled = self._compiled[shape] = self._compile(shape)
+            try:
+                compiled = self._compiled[shape] = self._compile(shape)
+            except InferenceError as error:
+                if not self._compiled:
+                    self._check_usable(shape, error)
+                raise
             if len(self._compiled) > _COMPILED_SHAPES:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(shape)
         return compiled
+
+    def _check_usable(self, failed: tuple[int, int], error: InferenceError) -> None:
+        """Raise NetworkUnusable if not even an ordinary shape compiles: then it is not the picture's fault."""
+        manifest = self.network.manifest
+        ordinary = manifest.height, round(manifest.height * 16 / 9 / manifest.stride) * manifest.stride
+        if failed == ordinary:
+            raise NetworkUnusable(str(error)) from error
+        try:
+            self._compile(ordinary)
+        except InferenceError as again:
+            raise NetworkUnusable(str(again)) from again
 
     def _compile(self, shape: tuple[int, int]) -> _Compiled:
         manifest = self.network.manifest
@@ -130,7 +146,8 @@ class PoseRuntime:
             requests = [compiled.create_infer_request() for _ in range(n_requests)]
         except RuntimeError as error:
             raise InferenceError(
-                f"{self.network.path}: OpenVINO cannot use it on {self.device}: {_first_line(error)}"
+                f"{self.network.path}: OpenVINO cannot use it on {self.device} for an input of {shape[1]}x{shape[0]}: "
+                f"{_first_line(error)}"
             ) from error
         self._check_shapes(compiled, shape)
         return _Compiled(compiled, requests)

@@ -238,7 +238,8 @@ class RayExecutor:
             mine = [ref for ref in actor.refs if ref in ready]
             if mine:
                 yield from self._receive(actor, mine[0])
-            elif time.monotonic() > actor.deadline:
+            elif time.monotonic() > actor.deadline and not ray.wait(actor.refs, timeout=0)[0]:
+                # Asked again, because whoever takes the answers may have been long at those before.
                 # What it hung at is the oldest; the one behind it has not begun.
                 orders = list(actor.orders.values())
                 self._again.extend(orders[1:])

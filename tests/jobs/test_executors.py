@@ -71,6 +71,10 @@ class ScriptedWorker:
                 raise DeviceError("GPU", ("CPU",))
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "work":
+                time.sleep(0.3)
+            case "work longer":
+                time.sleep(2)
             case "hang":
                 time.sleep(600)
 
@@ -168,6 +172,20 @@ class TestRayExecutor:
         results = run(RayExecutor(script, Layout(2, 1), ScriptedWorker), KEYS)
         assert [key for key in KEYS if isinstance(results[key], UnitFailure)] == ["unit2"]
         assert "hung" in results["unit2"].reason
+
+    def test_a_worker_that_answers_while_nobody_listens_does_not_hang(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Whoever takes the answers may merge a long video meanwhile, or be stopped by Ctrl-Z."""
+        monkeypatch.setattr("jobs.executors.ray.deadline_s", lambda n_frames: 4.0)
+        keys = [*KEYS, "long", "short"]
+        # The first ones are there so that both workers have begun before the last two.
+        script = Script(tmp_path, {key: ["work"] for key in keys} | {"long": ["work longer"]})
+        for result in RayExecutor(script, Layout(2, 1), ScriptedWorker).run(unit(key) for key in keys):
+            assert isinstance(result, UnitReport)
+            if result.key == "short":
+                time.sleep(5)
+        assert [script.count(key) for key in keys] == [1] * len(keys)
 
     def test_says_so_when_workers_die_while_starting(self, tmp_path: Path):
         with pytest.raises(WorkerError, match="workers die while starting"):

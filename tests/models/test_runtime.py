@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
+import openvino.opset13 as ops
 import pytest
 
-from models.errors import DeviceError, ManifestError, NetworkUnusable
+from models.errors import DeviceError, InferenceError, ManifestError, NetworkUnusable
 from models.registry import Network, find_network
 from models.runtime import PoseRuntime, check_device
 from posecore.fields import Fields
-from tests.fixtures.colour_network import MANIFEST, NAME, STRIDE
+from tests.fixtures.colour_network import HEIGHT, MANIFEST, NAME, STRIDE, WIDTH, build_network
 from tests.fixtures.stick_figures import KEYPOINT_COLOURS
 
 SIDE = 64
@@ -235,6 +236,34 @@ def test_a_file_that_is_no_network_is_named_in_one_line(tmp_path: Path):
     broken.with_suffix(".toml").write_text(MANIFEST)
     with pytest.raises(NetworkUnusable, match=rf"^{re.escape(str(broken))}: OpenVINO cannot read it: .+$"):
         PoseRuntime(find_network(str(broken)), "CPU", threads=1)
+
+
+def of_fixed_size(colour_network: Path, folder: Path, height: int, width: int) -> PoseRuntime:
+    """The colour network for one input size alone."""
+    model = build_network()
+    model.reshape([1, 3, height, width])
+    data = model.inputs[0].node
+    fixed = ops.reshape(data, np.array([1, 3, height, width]), False)
+    for reader in list(data.output(0).get_target_inputs()):
+        if reader.get_node() != fixed:
+            reader.replace_source_output(fixed.output(0))
+    ov.save_model(model, folder / f"{NAME}.xml")
+    shutil.copy(colour_network.with_suffix(".toml"), folder)
+    return PoseRuntime(find_network(str(folder / f"{NAME}.xml")), "CPU", threads=1)
+
+
+def test_a_network_that_suits_no_ordinary_input_is_unusable(colour_network: Path, tmp_path: Path):
+    """No video is to blame, and none should be given up for it."""
+    runtime = of_fixed_size(colour_network, tmp_path, 128, 128)
+    with pytest.raises(NetworkUnusable, match=r"OpenVINO cannot use it on CPU for an input of 456x256: .+$"):
+        runtime.prepare(SIDE, SIDE)
+
+
+def test_a_size_that_a_usable_network_does_not_suit_is_that_pictures_fault(colour_network: Path, tmp_path: Path):
+    runtime = of_fixed_size(colour_network, tmp_path, HEIGHT, WIDTH)
+    with pytest.raises(InferenceError, match=r"OpenVINO cannot use it on CPU for an input of 64x64: .+$"):
+        runtime.prepare(SIDE, SIDE)
+    runtime.prepare(WIDTH, HEIGHT)
 
 
 def test_openvino_reports_to_nobody():
