@@ -51,18 +51,17 @@ def find_peaks(fields: Fields, params: PeakParams) -> Peaks:
     `radius_cell` to a higher one of the same keypoint are dropped.
     """
     _, height, width = fields.heatmaps.shape
-    padded = np.pad(fields.heatmaps.astype(np.float64), ((0, 0), (2, 2), (2, 2)), mode="edge")
     # The surface overshoots its cells by less than a factor of two.
     keypoint, y, x = np.nonzero(fields.heatmaps > params.threshold / 2)
-    corner = (keypoint * padded.shape[1] + y) * padded.shape[2] + x
-    patch = (np.arange(5)[:, None] * padded.shape[2] + np.arange(5)).ravel()
+    around = np.arange(-2, 3)[:, None]
+    rows = (keypoint * height + np.clip(y + around, 0, height - 1)) * width
+    cells = fields.heatmaps.ravel().take(rows[:, None] + np.clip(x + around, 0, width - 1))
     # Summed in float64 and then rounded: patches share points, and where two points tie, an ulp between two patches'
     # sums would let each call the other one higher, and the peak be lost.
-    cells = padded.ravel().take(patch[:, None] + corner)
-    rows = (_BICUBIC @ cells.reshape(5, -1)).reshape(len(_BICUBIC), 5, -1)
-    surface = (_BICUBIC @ rows).astype(np.float32)
-    surface[0, :, y == 0] = surface[-1, :, y == height - 1] = -np.inf
-    surface[:, 0, x == 0] = surface[:, -1, x == width - 1] = -np.inf
+    across = (_BICUBIC @ cells.astype(np.float64).reshape(5, -1)).reshape(len(_BICUBIC), 5, -1)
+    surface = (_BICUBIC @ across).astype(np.float32)
+    surface[0, :, np.flatnonzero(y == 0)] = surface[-1, :, np.flatnonzero(y == height - 1)] = -np.inf
+    surface[:, 0, np.flatnonzero(x == 0)] = surface[:, -1, np.flatnonzero(x == width - 1)] = -np.inf
 
     inner = surface[1:-1, 1:-1]
     top = (inner > params.threshold) & (inner > surface[1:-1, :-2]) & (inner > surface[:-2, 1:-1])
