@@ -1,6 +1,9 @@
 """From a FrameRange to frames: seek, decode, and say of each frame whether it can be trusted."""
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import cv2
 import numpy as np
@@ -19,6 +22,7 @@ from jobs.frames.ffmpeg import (
     decode,
     open_video,
     packets,
+    seek,
 )
 from jobs.frames.values import (
     DECODE_ERROR,
@@ -174,22 +178,27 @@ def _decode(wanted: FrameRange, damage: _Damage) -> Iterator[Picture]:
     except VideoOpenError as error:
         raise InputLost(error.video, error.problem) from error
     try:
-        with open_video(path) as (container, stream):
-            yield from _decode_from(container, stream, wanted, damage)
+        # Each way in a file that is opened anew: where a seek that failed has left it, nobody knows.
+        for begin in _ways_to(wanted.anchor):
+            with open_video(path) as (container, stream):
+                if source := begin(container, stream):
+                    yield from _decode_from(container, stream, source, wanted, damage)
+                    return
     except VideoOpenError as error:
         damage.strike(error.problem)
 
 
-def _decode_from(container: Container, stream: Stream, wanted: FrameRange, damage: _Damage) -> Iterator[Picture]:
-    """Decode from the anchor on, noting damage on the way."""
+def _decode_from(
+    container: Container, stream: Stream, source: Iterator[Found], wanted: FrameRange, damage: _Damage
+) -> Iterator[Picture]:
+    """Decode packets, noting damage on the way."""
     anchor = wanted.anchor
-    source = _packets_from(container, stream, anchor)
     while True:
         try:
             found = next(source, None)
         except ReadError as error:
             if error.lost:
-                raise InputLost(shown(container.name.removeprefix("file:")), error.reason) from error
+                raise InputLost(shown(wanted.source.path), error.reason) from error
             damage.strike(f"the file cannot be read further ({error.reason})")
             found = None
         if found is not None:
@@ -206,29 +215,45 @@ def _decode_from(container: Container, stream: Stream, wanted: FrameRange, damag
             return
 
 
-def _packets_from(container: Container, stream: Stream, anchor: int | None) -> Iterator[Found]:
-    """Packets from the key frame with pts `anchor` on, or all of them.
+def _ways_to(anchor: int | None) -> tuple[Callable[[Container, Stream], Iterator[Found] | None], ...]:
+    """How to get at the packets of a range: the next way where one gives None. The last one always gives them."""
+    if anchor is None:
+        return (packets,)
+    return partial(_sought, anchor=anchor), partial(_passed_over, anchor=anchor), packets
+
+
+def _sought(container: Container, stream: Stream, anchor: int) -> Iterator[Found] | None:
+    """Packets from the anchor on, found by seeking.
 
     Containers seek by decoding time, by byte position or by guess, so a seek may land too late: it is repeated from
-    further back until the first key frame it finds is not after the anchor; packets before the anchor are dropped.
+    further back until the first key frame it finds is not after the anchor.
     """
-    if anchor is not None:
-        # Start with a second, end at the beginning of the file.
-        margin, reach = round(1 / (stream.time_base or 1)), anchor - (stream.start_time or 0)
-        for back in (0, margin, 4 * margin, 16 * margin, reach):
-            container.seek(max(anchor - back, anchor - reach), stream=stream)
-            after = packets(container, stream)
-            for found in after:
-                packet = found.packet
-                if packet.is_keyframe and packet.pts is not None:
-                    if packet.pts == anchor:
-                        yield found
-                        yield from after
-                        return
-                    if packet.pts > anchor:
-                        break
-        container.seek(stream.start_time or 0, stream=stream)
-    yield from packets(container, stream)
+    # Start with a second, end at the beginning of the file.
+    margin, reach = round(1 / (stream.time_base or 1)), anchor - (stream.start_time or 0)
+    for back in (0, margin, 4 * margin, 16 * margin, reach):
+        if not seek(container, stream, max(anchor - back, anchor - reach)):
+            return None
+        if found := _from_key_frame(packets(container, stream), anchor):
+            return found
+    return None
+
+
+def _passed_over(container: Container, stream: Stream, anchor: int) -> Iterator[Found] | None:
+    """Packets from the anchor on, found by reading all before it, which is much faster than decoding it."""
+    return _from_key_frame(packets(container, stream), anchor)
+
+
+def _from_key_frame(source: Iterator[Found], pts: int) -> Iterator[Found] | None:
+    """Packets from the key frame with this time stamp on, None if a later one comes first."""
+    with contextlib.suppress(ReadError):
+        for found in source:
+            packet = found.packet
+            if packet.is_keyframe and packet.pts is not None:
+                if packet.pts == pts:
+                    return itertools.chain([found], source)
+                if packet.pts > pts:
+                    break
+    return None
 
 
 def _upright(frame: Picture, rotation: int) -> np.ndarray:

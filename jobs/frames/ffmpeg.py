@@ -125,6 +125,18 @@ def packets(container: Container, stream: Stream) -> Iterator[Found]:
         raise ReadError(before, lost=False)
 
 
+def seek(container: Container, stream: Stream, pts: int) -> bool:
+    """Go to a key frame at or before `pts`, by what the file says of itself.
+
+    False if it says nonsense, or nothing. Where the container stands then nobody knows: open the file anew.
+    """
+    try:
+        container.seek(pts, stream=stream)
+    except av.FFmpegError:
+        return False
+    return True
+
+
 def _wrong(container: Container, packet: Packet) -> str | None:
     if packet.is_corrupt:
         return "the container marks a packet as corrupt"

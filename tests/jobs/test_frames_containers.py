@@ -12,11 +12,11 @@ import pytest
 from jobs.discover import Source
 from jobs.frames import DECODE_ERROR, OK, SUSPECT, probe
 from jobs.frames.containers import file_doubts
-from jobs.frames.ffmpeg import ReadError
+from jobs.frames.ffmpeg import Container, ReadError, Stream
 from jobs.frames.ffmpeg import packets as packets_of
 from jobs.frames.index import _lost_pts
-from tests.fixtures.bad_media import clip, cut_within, faststart, packets, ts_frame_start
-from tests.fixtures.media import ORDERED, UNORDERED, checksum, write_clip
+from tests.fixtures.bad_media import clip, cut_within, faststart, key_frames_listed_wrong, packets, ts_frame_start
+from tests.fixtures.media import ORDERED, UNORDERED, checksum, decode_all, write_clip
 from tests.jobs.test_frames import read_in_chunks, real_clips
 
 EVERY_CLIP = ORDERED | UNORDERED
@@ -239,6 +239,43 @@ class TestFramesThatAreListedAndLost:
         assert [frame.number for frame in frames if frame.status == DECODE_ERROR] == [8, 9]
         pictures = {f.number: checksum(f.image) for f in frames if f.image is not None}
         assert pictures == {number: whole[number] for number in whole if number not in (8, 9)}
+
+
+class TestSeeking:
+    @pytest.mark.parametrize("chunk_frames", [5, 7, 1000])
+    def test_that_fails_loses_nothing(self, tmp_path: Path, chunk_frames: int):
+        """FFmpeg refuses to seek in a file whose list of key frames makes no sense."""
+        (path := tmp_path / "a.mov").write_bytes(key_frames_listed_wrong(36))
+        frames = read_in_chunks(Source(path), probe(Source(path)), chunk_frames)
+        assert {frame.status for frame in frames} == {OK}
+        assert [(frame.pts, checksum(frame.image)) for frame in frames] == decode_all(path)
+
+    @pytest.mark.parametrize("last_way", [False, True], ids=["by-reading-packets", "by-decoding-all"])
+    @pytest.mark.parametrize("name", ORDERED)
+    def test_is_not_needed(self, tmp_path: Path, name: str, last_way: bool, monkeypatch: pytest.MonkeyPatch):
+        path = write_clip(tmp_path, name, ORDERED[name])
+        index = probe(Source(path))
+        monkeypatch.setattr("jobs.frames.decoding.seek", lambda container, stream, pts: False)
+        if last_way:
+            monkeypatch.setattr("jobs.frames.decoding._passed_over", lambda container, stream, anchor: None)
+        frames = read_in_chunks(Source(path), index, 17)
+        assert [(frame.status, frame.pts, checksum(frame.image)) for frame in frames] == [
+            (OK, pts, picture) for pts, picture in decode_all(path)
+        ]
+
+    def test_that_always_lands_too_late_loses_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        path = write_clip(tmp_path, "a", ORDERED["h264-bframes"])
+        index = probe(Source(path))
+        sought = []
+
+        def seek_to_the_end(container: Container, stream: Stream, pts: int) -> bool:
+            sought.append(pts)
+            container.seek(int(index.pts[-1]), stream=stream)
+            return True
+
+        monkeypatch.setattr("jobs.frames.decoding.seek", seek_to_the_end)
+        assert {frame.status for frame in read_in_chunks(Source(path), index, 17)} == {OK}
+        assert sought
 
 
 class TestInputErrors:
