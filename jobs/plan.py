@@ -173,6 +173,7 @@ def frame_range(video: VideoPlan, chunk: Chunk, selection: Selection) -> FrameRa
         stamped=index.stamped,
         time_base=index.time_base,
         fps=index.fps,
+        unreadable=index.unreadable,
     )
 
 

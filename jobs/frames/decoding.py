@@ -31,6 +31,7 @@ from jobs.frames.values import (
     SUSPECT,
     Frame,
     FrameRange,
+    can_be_read,
     check_regular,
     frame_ticks,
     reckon_pts,
@@ -53,6 +54,7 @@ class _Damage:
         self._doubts: dict[int | None, str | None] = {}
         self._sent: set[int | None] = set()
         self._misplaced: str | None = None
+        self._unreadable: str | None = None
 
     def send(self, found: Found) -> None:
         """Note what is known of a packet before it is decoded."""
@@ -74,6 +76,13 @@ class _Damage:
         if self._leading:
             self._before_key = detail
 
+    def break_off(self, error: ReadError) -> None:
+        """No more packets can be read."""
+        detail = f"the file cannot be read further ({error.reason})"
+        self.strike(detail)
+        if error.lost:
+            self._unreadable = detail
+
     def complain(self, packet: Packet | None, complaint: str) -> None:
         """The decoder found something wrong with a packet, or at the end with those before."""
         self.strike(complaint)
@@ -90,7 +99,7 @@ class _Damage:
     def why_missing(self, pts: int) -> str:
         """Why there is no picture of a planned frame."""
         if self._sent and pts not in self._sent:
-            return "its data is not in the file"
+            return self._unreadable or "its data is not in the file"
         return self.last or "the decoder gave no frame for it"
 
     def judge(self, frame: Picture) -> tuple[str, str | None]:
@@ -185,6 +194,10 @@ def _decode(wanted: FrameRange, damage: _Damage) -> Iterator[Picture]:
                     yield from _decode_from(container, stream, source, wanted, damage)
                     return
     except VideoOpenError as error:
+        # It could be opened when it was planned: what fails now is the machine, unless the disk failed then as well.
+        failing = isinstance(error.__cause__, (OSError, MemoryError)) or not can_be_read(path)
+        if failing and not wanted.unreadable:
+            raise InputLost(error.video, error.problem) from error
         damage.strike(error.problem)
 
 
@@ -197,9 +210,9 @@ def _decode_from(
         try:
             found = next(source, None)
         except ReadError as error:
-            if error.lost:
+            if error.lost and not wanted.unreadable:
                 raise InputLost(shown(wanted.source.path), error.reason) from error
-            damage.strike(f"the file cannot be read further ({error.reason})")
+            damage.break_off(error)
             found = None
         if found is not None:
             damage.send(found)

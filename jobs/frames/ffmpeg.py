@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from jobs.discover import shown
 from jobs.errors import VideoOpenError
 from jobs.frames.containers import begins_like_mp4, is_cut_short
-from jobs.frames.values import first_lower
+from jobs.frames.values import can_be_read, first_lower
 
 # For those who pass them on without a door of their own.
 Container: TypeAlias = InputContainer
@@ -50,7 +50,7 @@ _HARMLESS = ("mmco: unref short failure", "unable to decode APP fields", "SEI ty
 
 
 class ReadError(Exception):
-    """The packets end before the file does. lost: the file itself cannot be got at any more."""
+    """The packets end before the file does. lost: the disk does not give the rest of it."""
 
     def __init__(self, reason: str, lost: bool) -> None:
         super().__init__(reason, lost)
@@ -111,7 +111,7 @@ def packets(container: Container, stream: Stream) -> Iterator[Found]:
                 packet = next(source, None)
             except av.FFmpegError as error:
                 # Demuxers call it an input error as well if what they read makes no sense.
-                lost = isinstance(error, OSError) and not _can_be_read(_path(container))
+                lost = isinstance(error, OSError) and not can_be_read(_path(container))
                 raise ReadError(_reason(error), lost) from error
         # Parsers are heard as well; what they have to say of a packet, the decoder says again.
         before = before or _first_error([line for line in log if line[1] == container.format.name])
@@ -152,16 +152,6 @@ def cut_short(container: Container) -> bool:
 
 def _path(container: Container) -> Path:
     return Path(container.name.removeprefix("file:"))
-
-
-def _can_be_read(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass
-    except OSError:
-        return False
-    return True
 
 
 class _InPlace:

@@ -16,7 +16,7 @@ from jobs.discover import shown
 from jobs.errors import VideoOpenError
 from jobs.frames.containers import file_doubts
 from jobs.frames.ffmpeg import Container, Packet, Picture, ReadError, Stream, decode, open_video, packets
-from jobs.frames.values import FrameIndex, check_regular, file_state, frame_ticks, reckon_pts
+from jobs.frames.values import FrameIndex, can_be_read, check_regular, file_state, frame_ticks, reckon_pts
 
 _NO_PTS = -(1 << 63)
 
@@ -29,7 +29,9 @@ def index_video(path: Path) -> FrameIndex:
         read = _read_packets(container, stream)
         doubts = file_doubts(path, container.format.name, stream.id)
         lost = _lost(container, stream, read, cut_short=bool(doubts))
-        doubts += tuple(_index_doubts(container, stream, read, lost, known=bool(doubts)))
+        # What is whole is not read twice.
+        unreadable = bool(doubts or read.ended) and not can_be_read(path)
+        doubts += tuple(_index_doubts(container, stream, read, lost, known=bool(doubts), unreadable=unreadable))
         if not read.pts:
             raise VideoOpenError(shown(path), _without_frames(read, lost))
         first = read.first or next(iter(decode(stream, None)[0]), None)
@@ -74,6 +76,7 @@ def index_video(path: Path) -> FrameIndex:
         fingerprint=read.fingerprint(header, lost),
         states=(state,),
         doubts=doubts,
+        unreadable=frozenset([path.name] if unreadable else []),
     )
 
 
@@ -152,11 +155,15 @@ def _lost(container: Container, stream: Stream, read: _Read, cut_short: bool) ->
     return lost
 
 
-def _index_doubts(container: Container, stream: Stream, read: _Read, lost: list[int], known: bool) -> list[str]:
-    """What the header promises and the packets do not hold. known: that the file is damaged is known already."""
+def _index_doubts(
+    container: Container, stream: Stream, read: _Read, lost: list[int], known: bool, unreadable: bool
+) -> list[str]:
+    """What the header promises and the packets do not hold. known: that the file is damaged is known already.
+    unreadable: the disk does not give all of it."""
     name = container.format.name
     if lost:
-        return [f"{len(lost):,} of {len(lost) + len(read.pts):,} frames are not in the file"]
+        why = f"cannot be read ({read.ended})" if unreadable and read.ended else "are not in the file"
+        return [f"{len(lost):,} of {len(lost) + len(read.pts):,} frames {why}"]
     lines = []
     if name == "avi" and stream.frames > (end := max(read.all_dts, default=-1) + 1):
         lines.append(f"the header counts {stream.frames:,} frames, the last one is number {end:,}")

@@ -44,6 +44,8 @@ class FrameIndex:
     fingerprint: hex digest of what the packets (or pictures) are made of.
     states:      of the file while it was read, one; of each picture, F.
     doubts:      what the file promises and does not hold, one line each.
+    unreadable:  names of the files that could not be read, or not to their end. What they lack is damage; what cannot
+                 be got of others later on is a disturbance of the job.
     """
 
     pts: np.ndarray
@@ -59,6 +61,7 @@ class FrameIndex:
     fingerprint: str
     states: tuple[FileState | None, ...]
     doubts: tuple[str, ...] = ()
+    unreadable: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -105,7 +108,9 @@ class FrameRange:
     wanted:   (n,) bool, whose pixels are needed.
     anchor:   pts to seek to, None to start at the beginning.
     run_up:   frames to decode before the first one of the range.
-    states:   of the file when it was planned, one; of the pictures, n. Another file under its name is not read.
+    states:   of the file when it was planned, one; of the pictures, n. What is read of another file under its name is
+              not committed: see `check_unchanged`.
+    unreadable: files that could not be read even when they were planned.
     """
 
     source: Source
@@ -121,6 +126,7 @@ class FrameRange:
     stamped: bool
     time_base: Fraction
     fps: float | None
+    unreadable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +163,17 @@ def check_regular(path: Path) -> None:
         raise VideoOpenError(shown(path), "empty file (0 bytes); copy or record it again")
     if not os.access(path, os.R_OK):
         raise VideoOpenError(shown(path), "no permission to read it")
+
+
+def can_be_read(path: Path) -> bool:
+    """Whether the disk gives all of a file. Reads it."""
+    try:
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def frame_ticks(time_base: Fraction, fps: Fraction | float | None) -> int:

@@ -1,21 +1,31 @@
 """What a file promises and does not hold."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 from jobs.discover import Source
+from jobs.errors import InputLost
 from jobs.frames import DECODE_ERROR, OK, SUSPECT, probe
 from jobs.frames.containers import file_doubts
-from jobs.frames.ffmpeg import Container, ReadError, Stream
+from jobs.frames.ffmpeg import Container, ReadError, Stream, open_video
 from jobs.frames.ffmpeg import packets as packets_of
 from jobs.frames.index import _lost_pts
-from tests.fixtures.bad_media import clip, cut_within, faststart, key_frames_listed_wrong, packets, ts_frame_start
+from tests.conftest import RunSerially
+from tests.fixtures.bad_media import (
+    clip,
+    cut_within,
+    faststart,
+    key_frames_listed_wrong,
+    packets,
+    picture,
+    ts_frame_start,
+)
+from tests.fixtures.disks import FailingDisk
 from tests.fixtures.media import ORDERED, UNORDERED, checksum, decode_all, write_clip
 from tests.jobs.test_frames import read_in_chunks, real_clips
 
@@ -279,27 +289,81 @@ class TestSeeking:
 
 
 class TestInputErrors:
-    """FFmpeg's "input/output error" may mean the disk or the content."""
+    """FFmpeg's "input/output error" may mean the disk or the content; and the disk may fail for a while or for good."""
 
-    class Failing:
-        """A container whose packets end in an input error."""
-
-        format = SimpleNamespace(name="mxf")
-
-        def __init__(self, path: Path) -> None:
-            self.name = f"file:{path}"
-
-        def demux(self, stream: object) -> Iterator[None]:
-            av.error.err_check(-errno.EIO)
-            yield
+    @pytest.fixture
+    def video(self, tmp_path: Path) -> tuple[Path, int]:
+        """An MP4 with its header in front, and where its frame 8 begins."""
+        (path := tmp_path / "a.mp4").write_bytes(faststart(clip("mp4")))
+        return path, packets(path.read_bytes())[8][0]
 
     @pytest.mark.parametrize("there", [True, False])
-    def test_are_damage_if_the_file_can_be_read(self, tmp_path: Path, there: bool):
+    def test_are_damage_if_the_file_can_be_read(
+        self, video: tuple[Path, int], there: bool, monkeypatch: pytest.MonkeyPatch
+    ):
+        path, at = video
+        FailingDisk(path, at, monkeypatch)
         if there:
-            (tmp_path / "a.mxf").write_bytes(b"content")
-        with pytest.raises(ReadError) as caught:
-            list(packets_of(self.Failing(tmp_path / "a.mxf"), None))
+            monkeypatch.setattr("jobs.frames.ffmpeg.can_be_read", lambda path: True)
+        with open_video(path) as (container, stream), pytest.raises(ReadError) as caught:
+            list(packets_of(container, stream))
         assert caught.value.lost is not there
+
+    @pytest.mark.parametrize("chunk_frames", [6, 100])
+    def test_are_damage_if_it_could_not_be_read_when_it_was_planned(
+        self, video: tuple[Path, int], chunk_frames: int, monkeypatch: pytest.MonkeyPatch
+    ):
+        FailingDisk(*video, monkeypatch)
+        source = Source(video[0])
+        index = probe(source)
+        assert index.doubts == ("4 of 12 frames cannot be read (input/output error)",)
+        frames = read_in_chunks(source, index, chunk_frames)
+        assert [frame.status for frame in frames] == [OK] * 8 + [DECODE_ERROR] * 4
+        assert {frame.detail for frame in frames[8:]} == {"the file cannot be read further (input/output error)"}
+
+    def test_of_one_video_do_not_stop_the_others(
+        self, video: tuple[Path, int], tmp_path: Path, run_serially: RunSerially, monkeypatch: pytest.MonkeyPatch
+    ):
+        (good := tmp_path / "b.mp4").write_bytes(video[0].read_bytes())
+        FailingDisk(*video, monkeypatch)
+        report = run_serially([video[0], good], tmp_path / "out", height=64)
+        assert report.exit_code == 1
+        assert [video.status for video in report.videos] == ["degraded", "ok"]
+        assert [dict(video.statuses) for video in report.videos] == [{"ok": 8, "decode_error": 4}, {"ok": 12}]
+
+    @pytest.mark.parametrize("opens", [True, False])
+    def test_that_come_later_are_no_damage(self, video: tuple[Path, int], opens: bool, monkeypatch: pytest.MonkeyPatch):
+        """Nothing is recorded of what another attempt may read."""
+        path, at = video
+        index = probe(Source(path))
+        disk = FailingDisk(path, at if opens else 0, monkeypatch)
+        with pytest.raises(InputLost, match=r"input/output error\)?; it could be read when the job was planned"):
+            read_in_chunks(Source(path), index, 6)
+        disk.mend()
+        assert {frame.status for frame in read_in_chunks(Source(path), index, 6)} == {OK}
+
+    @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.ESTALE])
+    def test_nor_is_what_the_machine_lacks(self, video: tuple[Path, int], number: int, monkeypatch: pytest.MonkeyPatch):
+        index = probe(Source(video[0]))
+        monkeypatch.setattr(av, "open", lambda name, **options: av.error.err_check(-number))
+        with pytest.raises(InputLost, match="it could be read when the job was planned"):
+            read_in_chunks(Source(video[0]), index, 100)
+
+    def test_of_pictures(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        for name in ("a.png", "b.png"):
+            (tmp_path / name).write_bytes(picture(".png"))
+        source = Source(tmp_path, ("a.png", "b.png"))
+        index = probe(source)
+        disk = FailingDisk(tmp_path / "b.png", 0, monkeypatch)
+        with pytest.raises(InputLost, match=r"b\.png: cannot be read \(input/output error\); it could be read when"):
+            read_in_chunks(source, index, 100)
+        index = probe(source)
+        frames = read_in_chunks(source, index, 100)
+        assert [(f.status, f.detail) for f in frames] == [
+            (OK, None),
+            (DECODE_ERROR, "cannot be read (input/output error)"),
+        ]
+        disk.mend()
 
 
 class TestWhatTheDecoderSays:
