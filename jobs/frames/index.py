@@ -20,6 +20,10 @@ from jobs.frames.values import FrameIndex, can_be_read, check_regular, file_stat
 
 _NO_PTS = -(1 << 63)
 
+# An AVI that is cut short counts its frames in four bytes of header, and each that it counts gets a row. It is believed
+# up to a recording of an hour of which nothing is left, or one of which a tenth is.
+_LOST_AT_LEAST, _LOST_PER_FRAME = 100_000, 10
+
 
 def index_video(path: Path) -> FrameIndex:
     """Index a video file. Raises VideoOpenError."""
@@ -150,9 +154,15 @@ def _lost(container: Container, stream: Stream, read: _Read, cut_short: bool) ->
     lost = sorted((Counter(listed) - Counter(read.all_dts)).elements()) if n_lost > 0 else []
     if len(lost) != n_lost > 0:
         lost = list(listed[-n_lost:])
-    if name == "avi" and cut_short:
-        lost += range(max([*read.all_dts, *lost], default=-1) + 1, stream.frames)
+    end = _last(read, lost) + 1
+    if name == "avi" and cut_short and stream.frames - end <= _LOST_PER_FRAME * len(read.pts) + _LOST_AT_LEAST:
+        lost += range(end, stream.frames)
     return lost
+
+
+def _last(read: _Read, lost: list[int]) -> int:
+    """The last decoding time, which in an AVI is the number of a frame."""
+    return max(max(read.all_dts, default=-1), max(lost, default=-1))
 
 
 def _index_doubts(
@@ -161,12 +171,14 @@ def _index_doubts(
     """What the header promises and the packets do not hold. known: that the file is damaged is known already.
     unreadable: the disk does not give all of it."""
     name = container.format.name
+    lines = []
     if lost:
         why = f"cannot be read ({read.ended})" if unreadable and read.ended else "are not in the file"
-        return [f"{len(lost):,} of {len(lost) + len(read.pts):,} frames {why}"]
-    lines = []
-    if name == "avi" and stream.frames > (end := max(read.all_dts, default=-1) + 1):
+        lines.append(f"{len(lost):,} of {len(lost) + len(read.pts):,} frames {why}")
+    if name == "avi" and stream.frames > (end := _last(read, lost) + 1):
         lines.append(f"the header counts {stream.frames:,} frames, the last one is number {end:,}")
+    if lost:
+        return lines
     if read.wrong and not known:
         lines.append(f"parts of the file are damaged ({read.wrong})")
     if read.ended and not known:

@@ -17,6 +17,7 @@ from jobs.frames.ffmpeg import packets as packets_of
 from jobs.frames.index import _lost_pts
 from tests.conftest import RunSerially
 from tests.fixtures.bad_media import (
+    avi_counting,
     clip,
     cut_within,
     faststart,
@@ -233,6 +234,15 @@ class TestFramesThatAreListedAndLost:
         assert _lost_pts([0, 30, 10, 20], [-10, 0, 10, 20], [30, 40], 10) == [40, 50]
         assert _lost_pts([0, 40, 20], [-20, -10, 0], [10, 20], 10) == [10, 30]
         assert _lost_pts([0, 7, 31], [-5, 0, 5], [10, 15], 10) == [41, 51]
+
+    @pytest.mark.parametrize(("count", "believed"), [(12, True), (100_099, True), (100_100, False), (1 << 31, False)])
+    def test_are_not_believed_in_any_number(self, tmp_path: Path, count: int, believed: bool):
+        """Of nine frames, one of them in part, there is something left."""
+        (tmp_path / "a.avi").write_bytes(cut_within(avi_counting(count), 8))
+        index = probe(Source(tmp_path / "a.avi"))
+        assert len(index) == (count if believed else 9)
+        line = f"the header counts {count:,} frames, the last one is number 9"
+        assert (line in index.doubts) is not believed
 
     @pytest.mark.parametrize("chunk_frames", [4, 100])
     def test_in_the_middle_of_an_avi_shift_nothing(self, tmp_path: Path, chunk_frames: int):
