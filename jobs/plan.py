@@ -169,6 +169,7 @@ def frame_range(video: VideoPlan, chunk: Chunk, selection: Selection) -> FrameRa
         run_up=chunk.first - (anchor or 0),
         states=index.states if images is None else index.states[part],
         rotation=index.rotation,
+        mirrored=index.mirrored,
         ordered=index.ordered,
         stamped=index.stamped,
         time_base=index.time_base,

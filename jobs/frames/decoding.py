@@ -128,7 +128,7 @@ class _Delivery:
             return None
         del self._place[pts]
         self.missing -= 1
-        return _planned_frame(self._range, i, status, detail, _upright(frame, self._range.rotation))
+        return _planned_frame(self._range, i, status, detail, _upright(frame, self._range))
 
     def rest(self, damage: _Damage) -> Iterator[Frame]:
         """A row for each frame that was not wanted or never came."""
@@ -168,7 +168,7 @@ def read_all(wanted: FrameRange) -> Iterator[Frame]:
         if wanted.wanted[min(number, planned - 1)]:
             if last[0] != frame.pts:
                 detail = detail or "no usable time stamp; reckoned from the frame rate"
-            image = _upright(frame, wanted.rotation)
+            image = _upright(frame, wanted)
             yield Frame(number, last[0], bool(frame.key_frame), image, status, detail=detail)
         else:
             yield Frame(number, last[0], bool(frame.key_frame), None, SKIPPED)
@@ -269,7 +269,9 @@ def _from_key_frame(source: Iterator[Found], pts: int) -> Iterator[Found] | None
     return None
 
 
-def _upright(frame: Picture, rotation: int) -> np.ndarray:
-    image = frame.to_ndarray(format="bgr24")
+def _upright(frame: Picture, wanted: FrameRange) -> np.ndarray:
+    image: np.ndarray = frame.to_ndarray(format="bgr24")
+    if wanted.mirrored:
+        image = cv2.flip(image, 1)
     turn = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
-    return cv2.rotate(image, turn[rotation]) if rotation in turn else image
+    return cv2.rotate(image, turn[wanted.rotation]) if wanted.rotation in turn else image

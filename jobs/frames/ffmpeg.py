@@ -1,10 +1,12 @@
 """The only door to PyAV: open a file, hand out its packets, decode them. FFmpeg's errors end here."""
 
 import logging
-from collections.abc import Iterator
+import math
+import struct
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import av
 from av.container import InputContainer
@@ -202,6 +204,34 @@ def decode(stream: Stream, packet: Packet | None) -> tuple[list[Picture], str | 
         except av.FFmpegError as error:
             complaint = _reason(error)
     return pictures, _first_error(log) or complaint
+
+
+class Orientation(NamedTuple):
+    """How a stored picture becomes upright: left and right are exchanged if it is mirrored, then it is turned.
+
+    rotation: degrees counter-clockwise; 0, 90, 180 or 270.
+    """
+
+    rotation: int
+    mirrored: bool
+
+
+def orientation(picture: Picture) -> Orientation:
+    """What the file says of how a picture is to be shown, as players do it: by quarter turns.
+
+    A pixel at (x, y), y downwards, is shown at (a x + c y, b x + d y). PyAV's own `rotation` looks at a and b alone.
+    """
+    # PyAV's types know of motion vectors alone.
+    matrix = cast(Mapping[str, Any], picture.side_data).get("DISPLAYMATRIX")
+    if matrix is None:
+        return Orientation(0, mirrored=False)
+    a, b, _, c, d, *_ = struct.unpack_from("=9i", bytes(matrix))
+    area = a * d - b * c
+    if not area:
+        return Orientation(0, mirrored=False)  # shows nothing at all: not meant so
+    # The exchange of left and right, which comes first, changes the signs of a and b.
+    degrees = math.degrees(-math.atan2(b, a) if area > 0 else -math.atan2(-b, -a))
+    return Orientation(round(degrees / 90) * 90 % 360, mirrored=area < 0)
 
 
 def _first_error(log: list[tuple[int, str, str]]) -> str | None:

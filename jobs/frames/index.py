@@ -15,7 +15,7 @@ import numpy as np
 from jobs.discover import shown
 from jobs.errors import VideoOpenError
 from jobs.frames.containers import file_doubts
-from jobs.frames.ffmpeg import Container, Packet, Picture, ReadError, Stream, decode, open_video, packets
+from jobs.frames.ffmpeg import Container, Packet, Picture, ReadError, Stream, decode, open_video, orientation, packets
 from jobs.frames.values import FrameIndex, can_be_read, check_regular, file_state, frame_ticks, reckon_pts
 
 _NO_PTS = -(1 << 63)
@@ -64,8 +64,9 @@ def index_video(path: Path) -> FrameIndex:
         known = [None if not stamped or p == _NO_PTS else p for p in read.pts]
         stamps = np.array(reckon_pts(known + [None] * len(lost), ticks), dtype=np.int64)
         order = np.arange(len(stamps))
-    rotation = round(first.rotation / 90) * 90 % 360
-    header = f"{codec} {time_base} {fps} {first.width}x{first.height} {rotation} {extradata.hex()}"
+    rotation, mirrored = orientation(first)
+    turned = f"{rotation} mirrored" if mirrored else f"{rotation}"
+    header = f"{codec} {time_base} {fps} {first.width}x{first.height} {turned} {extradata.hex()}"
     return FrameIndex(
         pts=stamps[order],
         key=key[order],
@@ -74,6 +75,7 @@ def index_video(path: Path) -> FrameIndex:
         stamped=stamped,
         size=(first.width, first.height) if rotation % 180 == 0 else (first.height, first.width),
         rotation=rotation,
+        mirrored=mirrored,
         time_base=time_base,
         fps=float(fps) if fps else None,
         codec=codec,

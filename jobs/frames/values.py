@@ -40,6 +40,7 @@ class FrameIndex:
     stamped:     the time stamps there are can be believed.
     size:        (width, height) upright; None for pictures, which have one each.
     rotation:    degrees counter-clockwise that the stored picture is turned by to be upright; 0, 90, 180 or 270.
+    mirrored:    its left and right are exchanged before it is turned.
     fps:         average frames per second, for display only.
     fingerprint: hex digest of what the packets (or pictures) are made of.
     states:      of the file while it was read, one; of each picture, F.
@@ -61,6 +62,7 @@ class FrameIndex:
     fingerprint: str
     states: tuple[FileState | None, ...]
     doubts: tuple[str, ...] = ()
+    mirrored: bool = False
     unreadable: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
@@ -126,6 +128,7 @@ class FrameRange:
     stamped: bool
     time_base: Fraction
     fps: float | None
+    mirrored: bool = False
     unreadable: frozenset[str] = frozenset()
 
 

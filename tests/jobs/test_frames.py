@@ -25,6 +25,7 @@ from jobs.frames import (
 from jobs.plan import Chunk as PlanChunk
 from jobs.plan import VideoPlan, frame_range, plan_ranges
 from jobs.spec import Selection
+from tests.fixtures.bad_media import with_matrix
 from tests.fixtures.media import N_FRAMES, ORDERED, UNORDERED, Clip, blotches, checksum, decode_all, write_clip
 from tests.fixtures.stick_figures import write_video
 
@@ -101,33 +102,74 @@ def test_unwanted_frames_are_skipped_without_pixels(tmp_path: Path):
     assert {frame.status for frame in frames if frame.image is None} == {SKIPPED}
 
 
-@pytest.mark.parametrize(("degrees", "corner"), [(90, (0, -1)), (180, (-1, -1)), (270, (-1, 0))])
-def test_rotated_videos_are_read_upright(tmp_path: Path, degrees: int, corner: tuple[int, int]):
-    """The stored picture's corner at the top left is white; turned clockwise it stands at `corner`."""
-    picture = np.zeros((48, 64, 3), np.uint8)
-    picture[:24, :32] = 255
-    write_video(stored := tmp_path / "stored.mp4", [picture] * 3)
-    path = rotate(stored, tmp_path / "rotated.mp4", degrees)
-    source = Source(path)
-    index = probe(source)
-    (image, *_) = [frame.image for frame in read_in_chunks(source, index, 100)]
-    assert image is not None
-    assert index.size == (image.shape[1], image.shape[0]) == ((48, 64) if degrees % 180 else (64, 48))
-    bright = {(y, x): int(image[y, x].mean()) for y in (0, -1) for x in (0, -1)}
-    assert max(bright, key=lambda at: bright[at]) == corner
+class TestOrientation:
+    """The stored picture's quarter at the top left is white, that at the top right is grey."""
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stored(cls, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+        picture = np.zeros((48, 64, 3), np.uint8)
+        picture[:24, :32], picture[:24, 32:] = 255, 128
+        write_video(path := tmp_path_factory.mktemp("stored") / "stored.mp4", [picture] * 3)
+        return path.read_bytes()
 
-def rotate(stored: Path, path: Path, degrees: int) -> Path:
-    """Copy an MP4 with the matrix in its track header set to a clockwise rotation."""
-    data = bytearray(stored.read_bytes())
-    one, minus = (1 << 16).to_bytes(4, "big"), (-(1 << 16)).to_bytes(4, "big", signed=True)
-    zero, last = bytes(4), (1 << 30).to_bytes(4, "big")
-    a, b = {90: (zero, one), 180: (minus, zero), 270: (zero, minus)}[degrees]
-    c = {90: minus, 180: zero, 270: one}[degrees]
-    at = data.index(b"tkhd") + 4 + 40
-    data[at : at + 36] = a + b + zero + c + a + zero + zero + zero + last
-    path.write_bytes(data)
-    return path
+    @staticmethod
+    def first(path: Path, data: bytes) -> tuple[FrameIndex, np.ndarray]:
+        path.write_bytes(data)
+        index = probe(source := Source(path))
+        image = read_in_chunks(source, index, 100)[0].image
+        assert image is not None
+        return index, image
+
+    @pytest.mark.parametrize("scale", [1, 2, 0.5])
+    @pytest.mark.parametrize(
+        ("matrix", "rotation", "mirrored"),
+        [
+            ((1, 0, 0, 1), 0, False),
+            ((0, 1, -1, 0), 270, False),
+            ((-1, 0, 0, -1), 180, False),
+            ((0, -1, 1, 0), 90, False),
+            ((-1, 0, 0, 1), 0, True),
+            ((1, 0, 0, -1), 180, True),
+            ((0, 1, 1, 0), 90, True),
+            ((0, -1, -1, 0), 270, True),
+        ],
+    )
+    def test_frames_are_read_as_the_matrix_shows_them(
+        self,
+        tmp_path: Path,
+        stored: bytes,
+        matrix: tuple[int, int, int, int],
+        rotation: int,
+        mirrored: bool,
+        scale: float,
+    ):
+        a, b, c, d = matrix
+        index, image = self.first(tmp_path / "a.mp4", with_matrix(stored, *(scale * value for value in matrix)))
+        assert (index.rotation, index.mirrored) == (rotation, mirrored)
+        assert index.size == (image.shape[1], image.shape[0]) == ((48, 64) if rotation % 180 else (64, 48))
+
+        def at(x: int, y: int) -> int:
+            """Brightness of the corner in a direction."""
+            return int(image[0 if y < 0 else -1, 0 if x < 0 else -1].mean())
+
+        for corner, brightness in {(-1, -1): 255, (1, -1): 128, (-1, 1): 0, (1, 1): 0}.items():
+            x, y = corner
+            assert at(a * x + c * y, b * x + d * y) == pytest.approx(brightness, abs=8)
+
+    @pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 1)])
+    def test_a_matrix_that_shows_nothing_is_not_meant_so(
+        self, tmp_path: Path, stored: bytes, matrix: tuple[int, int, int, int]
+    ):
+        _, plain = self.first(tmp_path / "plain.mp4", stored)
+        index, image = self.first(tmp_path / "a.mp4", with_matrix(stored, *matrix))
+        assert (index.rotation, index.mirrored) == (0, False)
+        assert np.array_equal(image, plain)
+
+    def test_a_mirrored_file_is_another(self, tmp_path: Path, stored: bytes):
+        plain, _ = self.first(tmp_path / "plain.mp4", stored)
+        mirrored, _ = self.first(tmp_path / "a.mp4", with_matrix(stored, -1, 0, 0, 1))
+        assert plain.fingerprint != mirrored.fingerprint
 
 
 def test_a_change_of_size_in_mid_stream_is_read(tmp_path: Path):
