@@ -142,7 +142,7 @@ def discover(inputs: Iterable[str], exclude: Path) -> Discovered:
             take(path, named=True)
         elif glob.has_magic(text):
             matches = [Path(match) for match in glob.glob(text, recursive=True)]
-            found = [take_folder(match) if match.is_dir() else take(match, named=False) for match in matches]
+            found = [take_folder(match) if os.path.isdir(match) else take(match, named=False) for match in matches]
             if not any(found):
                 problems.append((shown(text), "no video or picture matches this pattern"))
         else:

@@ -1,5 +1,6 @@
 """What is known of frames before and after their pixels are read, and of the file they come from."""
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from jobs.errors import VideoOpenError
 OK, SKIPPED, SUSPECT, DECODE_ERROR = "ok", "skipped", "suspect", "decode_error"
 
 FileState = tuple[int, int, int]
+
+# What the target of a link that leads nowhere is said to be.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def file_state(path: Path) -> FileState | None:
@@ -156,7 +160,8 @@ def check_regular(path: Path) -> None:
     try:
         status = path.stat()
     except OSError as error:
-        dangling = path.is_symlink() and not path.exists()
+        # Not `Path.is_symlink`, which raises where the folder may not be looked into.
+        dangling = error.errno in _NOT_THERE and os.path.islink(path)
         raise VideoOpenError(
             shown(path), "a link to a file that is not there" if dangling else first_lower(error.strerror)
         ) from error

@@ -1,5 +1,7 @@
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jobs.discover import Source
+from jobs.discover import Source, discover
 from jobs.errors import InputLost, VideoOpenError
 from jobs.frames import (
     DECODE_ERROR,
@@ -275,6 +277,17 @@ def zero_packet(path: Path, number: int) -> None:
         path.write_bytes(data.replace(part, bytes(len(part))))
 
 
+@contextmanager
+def nobody() -> Iterator[None]:
+    """As a user who may not do everything, if root runs the tests."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 class TestWhatCannotBeOpened:
     @pytest.mark.parametrize(
         ("content", "problem"),
@@ -299,6 +312,27 @@ class TestWhatCannotBeOpened:
 
     def test_a_link_to_nothing(self, tmp_path: Path):
         (path := tmp_path / "a.mp4").symlink_to(tmp_path / "nowhere.mp4")
+        with pytest.raises(VideoOpenError, match="a link to a file that is not there"):
+            probe(Source(path))
+
+    def test_what_the_user_may_not_look_into(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """A link into a folder that is somebody else's, and a folder that may be listed and no more."""
+        for name, mode in (("home", 0o000), ("listed", 0o644)):
+            (folder := tmp_path / name).mkdir()
+            (folder / "a.mp4").write_bytes(b"video")
+            folder.chmod(mode)
+        (tmp_path / "link.mp4").symlink_to("home/a.mp4")
+        tmp_path.chmod(0o755)
+        monkeypatch.chdir(tmp_path)
+        with nobody():
+            for path in (Path("link.mp4"), Path("listed/a.mp4")):
+                with pytest.raises(VideoOpenError, match=f"{path}: permission denied"):
+                    probe(Source(path))
+            found = discover(["listed/*"], Path("out"))
+        assert [source.path for source in found.sources] == [tmp_path / "listed" / "a.mp4"]
+
+    def test_a_link_to_a_name_longer_than_any(self, tmp_path: Path):
+        (path := tmp_path / "a.mp4").symlink_to("n" * 300 + ".mp4")
         with pytest.raises(VideoOpenError, match="a link to a file that is not there"):
             probe(Source(path))
 
