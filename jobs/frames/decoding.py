@@ -22,6 +22,7 @@ from jobs.frames.ffmpeg import (
     decode,
     open_video,
     packets,
+    pixels,
     seek,
 )
 from jobs.frames.values import (
@@ -128,7 +129,8 @@ class _Delivery:
             return None
         del self._place[pts]
         self.missing -= 1
-        return _planned_frame(self._range, i, status, detail, _upright(frame, self._range))
+        image, status, detail = _upright(frame, self._range, status, detail)
+        return _planned_frame(self._range, i, status, detail, image)
 
     def rest(self, damage: _Damage) -> Iterator[Frame]:
         """A row for each frame that was not wanted or never came."""
@@ -168,7 +170,7 @@ def read_all(wanted: FrameRange) -> Iterator[Frame]:
         if wanted.wanted[min(number, planned - 1)]:
             if last[0] != frame.pts:
                 detail = detail or "no usable time stamp; reckoned from the frame rate"
-            image = _upright(frame, wanted)
+            image, status, detail = _upright(frame, wanted, status, detail)
             yield Frame(number, last[0], bool(frame.key_frame), image, status, detail=detail)
         else:
             yield Frame(number, last[0], bool(frame.key_frame), None, SKIPPED)
@@ -269,9 +271,15 @@ def _from_key_frame(source: Iterator[Found], pts: int) -> Iterator[Found] | None
     return None
 
 
-def _upright(frame: Picture, wanted: FrameRange) -> np.ndarray:
-    image: np.ndarray = frame.to_ndarray(format="bgr24")
+def _upright(
+    frame: Picture, wanted: FrameRange, status: str, detail: str | None
+) -> tuple[np.ndarray | None, str, str | None]:
+    """Pixels of a decoded frame, with its status and detail, which the pixels may have something to add to."""
+    image, wrong = pixels(frame)
+    if image is None:
+        return None, DECODE_ERROR, wrong
     if wanted.mirrored:
         image = cv2.flip(image, 1)
     turn = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
-    return cv2.rotate(image, turn[wanted.rotation]) if wanted.rotation in turn else image
+    image = cv2.rotate(image, turn[wanted.rotation]) if wanted.rotation in turn else image
+    return image, SUSPECT if wrong else status, detail or wrong

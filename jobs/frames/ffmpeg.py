@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.packet import Packet as AvPacket
 from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
 from jobs.discover import shown
@@ -204,6 +206,20 @@ def decode(stream: Stream, packet: Packet | None) -> tuple[list[Picture], str | 
         except av.FFmpegError as error:
             complaint = _reason(error)
     return pictures, _first_error(log) or complaint
+
+
+def pixels(picture: Picture) -> tuple[np.ndarray | None, str | None]:
+    """(H, W, 3) uint8 BGR as stored, None if there is no way to them; and what is wrong, None if nothing is."""
+    try:
+        return picture.to_ndarray(format="bgr24"), None
+    except av.FFmpegError:
+        pass
+    # Some ways to store colours FFmpeg knows by name alone; a flipped bit may name them, too. The shapes are right.
+    picture.colorspace = Colorspace.ITU601
+    try:
+        return picture.to_ndarray(format="bgr24"), "its colours cannot be converted, and were taken for common ones"
+    except av.FFmpegError as error:
+        return None, f"cannot be converted ({_reason(error)})"
 
 
 class Orientation(NamedTuple):

@@ -174,6 +174,30 @@ class TestOrientation:
         assert plain.fingerprint != mirrored.fingerprint
 
 
+class TestColours:
+    @pytest.mark.parametrize("matrix", ["YCgCo", "bt2020c"])
+    @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le"])
+    def test_that_cannot_be_converted_are_taken_for_common_ones(self, tmp_path: Path, matrix: str, pix_fmt: str):
+        """Grey is grey in all of them."""
+        grey = [np.full((48, 64, 3), 50 * i, np.uint8) for i in range(4)]
+        options = {"crf": "20", "x264-params": f"colormatrix={matrix}"}
+        write_video(path := tmp_path / "a.mp4", grey, pix_fmt=pix_fmt, options=options)
+        frames = read_in_chunks(Source(path), probe(Source(path)), 100)
+        assert {(frame.status, frame.detail) for frame in frames} == {
+            (SUSPECT, "its colours cannot be converted, and were taken for common ones")
+        }
+        assert [frame.image.mean() for frame in frames if frame.image is not None] == pytest.approx(
+            [0, 50, 100, 150], abs=8
+        )
+
+    def test_without_any_way_to_them_the_frame_is_lost(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        path = write_clip(tmp_path, "clip", ORDERED["h264-bframes"], n_frames=5)
+        index = probe(Source(path))
+        monkeypatch.setattr("jobs.frames.decoding.pixels", lambda picture: (None, "cannot be converted (why)"))
+        frames = read_in_chunks(Source(path), index, 100)
+        assert [(frame.status, frame.detail) for frame in frames] == [(DECODE_ERROR, "cannot be converted (why)")] * 5
+
+
 def test_a_change_of_size_in_mid_stream_is_read(tmp_path: Path):
     write_video(tmp_path / "a.ts", blotches(10, (96, 64)))
     write_video(tmp_path / "b.ts", blotches(10, (64, 96)), pts=list(range(100, 110)))
