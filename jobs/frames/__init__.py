@@ -29,10 +29,7 @@ from jobs.frames.values import (
     Frame,
     FrameIndex,
     FrameRange,
-    check_regular,
     file_state,
-    frame_ticks,
-    reckon_pts,
     seconds,
 )
 
@@ -45,24 +42,23 @@ __all__ = [
     "Frame",
     "FrameIndex",
     "FrameRange",
-    "check_regular",
     "check_unchanged",
     "file_state",
-    "frame_ticks",
     "probe",
     "read_frames",
-    "reckon_pts",
     "seconds",
 ]
 
 
 def probe(source: Source) -> FrameIndex:
-    """Index a source. Reads it once, decodes one frame (for its size and rotation). Raises VideoOpenError."""
+    """Index a source. Reads it once, or twice where something is wrong with it, and decodes one frame, for its size and
+    rotation. Raises VideoOpenError."""
     return index_video(source.path) if source.images is None else index_pictures(source)
 
 
 def read_frames(wanted: FrameRange) -> Iterator[Frame]:
-    """The frames of a range, each once; in rising order unless the source is damaged. Damage never raises."""
+    """The frames of a range, each once; in rising order unless the source is damaged. Damage never raises; InputLost if
+    a file that could be read when it was planned cannot be read any more."""
     if wanted.source.images is not None:
         return read_pictures(wanted)
     return read_range(wanted) if wanted.ordered else read_all(wanted)

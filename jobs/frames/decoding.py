@@ -13,13 +13,14 @@ from jobs.errors import InputLost, VideoOpenError
 from jobs.frames.ffmpeg import (
     CUT_SHORT,
     Container,
-    Found,
+    Demuxed,
     Packet,
     Picture,
     ReadError,
     Stream,
     cut_short,
     decode,
+    header,
     open_video,
     packets,
     pixels,
@@ -57,7 +58,7 @@ class _Damage:
         self._misplaced: str | None = None
         self._unreadable: str | None = None
 
-    def send(self, found: Found) -> None:
+    def send(self, found: Demuxed) -> None:
         """Note what is known of a packet before it is decoded."""
         packet, wrong, before = found
         self._sent.add(packet.pts)
@@ -182,7 +183,8 @@ def read_all(wanted: FrameRange) -> Iterator[Frame]:
 
 
 def _decode(wanted: FrameRange, damage: _Damage) -> Iterator[Picture]:
-    """Frames from the anchor on. What the file holds never raises; InputLost if the file cannot be got at any more."""
+    """Frames from the anchor on. What the file holds never raises; InputLost if it can no longer be read as it could be
+    when it was planned."""
     path = wanted.source.path
     try:
         check_regular(path)
@@ -204,7 +206,7 @@ def _decode(wanted: FrameRange, damage: _Damage) -> Iterator[Picture]:
 
 
 def _decode_from(
-    container: Container, stream: Stream, source: Iterator[Found], wanted: FrameRange, damage: _Damage
+    container: Container, stream: Stream, source: Iterator[Demuxed], wanted: FrameRange, damage: _Damage
 ) -> Iterator[Picture]:
     """Decode packets, noting damage on the way."""
     anchor = wanted.anchor
@@ -218,7 +220,7 @@ def _decode_from(
             found = None
         if found is not None:
             damage.send(found)
-        elif not wanted.ordered or container.format.name in ("avi", "mpeg"):
+        elif not wanted.ordered or header(container, stream).container in ("avi", "mpeg"):
             damage.end(CUT_SHORT if cut_short(container) else None)
         packet = found.packet if found else None
         pictures, complaint = decode(stream, packet)
@@ -230,21 +232,22 @@ def _decode_from(
             return
 
 
-def _ways_to(anchor: int | None) -> tuple[Callable[[Container, Stream], Iterator[Found] | None], ...]:
+def _ways_to(anchor: int | None) -> tuple[Callable[[Container, Stream], Iterator[Demuxed] | None], ...]:
     """How to get at the packets of a range: the next way where one gives None. The last one always gives them."""
     if anchor is None:
         return (packets,)
     return partial(_sought, anchor=anchor), partial(_passed_over, anchor=anchor), packets
 
 
-def _sought(container: Container, stream: Stream, anchor: int) -> Iterator[Found] | None:
+def _sought(container: Container, stream: Stream, anchor: int) -> Iterator[Demuxed] | None:
     """Packets from the anchor on, found by seeking.
 
     Containers seek by decoding time, by byte position or by guess, so a seek may land too late: it is repeated from
     further back until the first key frame it finds is not after the anchor.
     """
     # Start with a second, end at the beginning of the file.
-    margin, reach = round(1 / (stream.time_base or 1)), anchor - (stream.start_time or 0)
+    head = header(container, stream)
+    margin, reach = round(1 / head.time_base), anchor - head.start
     for back in (0, margin, 4 * margin, 16 * margin, reach):
         if not seek(container, stream, max(anchor - back, anchor - reach)):
             return None
@@ -253,12 +256,12 @@ def _sought(container: Container, stream: Stream, anchor: int) -> Iterator[Found
     return None
 
 
-def _passed_over(container: Container, stream: Stream, anchor: int) -> Iterator[Found] | None:
+def _passed_over(container: Container, stream: Stream, anchor: int) -> Iterator[Demuxed] | None:
     """Packets from the anchor on, found by reading all before it, which is much faster than decoding it."""
     return _from_key_frame(packets(container, stream), anchor)
 
 
-def _from_key_frame(source: Iterator[Found], pts: int) -> Iterator[Found] | None:
+def _from_key_frame(source: Iterator[Demuxed], pts: int) -> Iterator[Demuxed] | None:
     """Packets from the key frame with this time stamp on, None if a later one comes first."""
     with contextlib.suppress(ReadError):
         for found in source:

@@ -3,8 +3,10 @@
 import logging
 import math
 import struct
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -97,7 +99,50 @@ def _video_stream(container: Container, path: Path) -> Stream:
     return stream
 
 
-class Found(NamedTuple):
+class Header(NamedTuple):
+    """What a file says of itself and of its video. A stream of a closed container answers with whatever lies in its
+    memory, so this is a copy.
+
+    container: FFmpeg's names for it. stream_id: the video's number in the file. start: first time stamp, in units of
+    `time_base`. rate: average frames per second. n_frames: 0 if it does not say. b_frames: whether frames are stored in
+    another order than shown; known once a frame was decoded.
+    """
+
+    container: str
+    duration_s: float | None
+    stream_id: int
+    start: int
+    time_base: Fraction
+    rate: Fraction | None
+    n_frames: int
+    codec: str
+    extradata: bytes
+    b_frames: bool
+
+
+def header(container: Container, stream: Stream) -> Header:
+    """What the file says by now: a decoder may have learned more."""
+    codec = stream.codec_context
+    return Header(
+        container=container.format.name,
+        duration_s=container.duration / 1e6 if container.duration else None,
+        stream_id=stream.id,
+        start=stream.start_time or 0,
+        time_base=stream.time_base or Fraction(1, 1000),
+        rate=stream.average_rate,
+        n_frames=stream.frames,
+        codec=codec.name,
+        extradata=codec.extradata or b"",
+        b_frames=bool(codec.has_b_frames),
+    )
+
+
+def listed_times(stream: Stream) -> "array[int]":
+    """Decoding times of the frames that the file lists; as an array because a day of video has millions."""
+    return array("q", (entry.timestamp for entry in stream.index_entries if not entry.is_discard))
+
+
+class Demuxed(NamedTuple):
     """A packet. wrong: with its data, before: with the file just before it; in words, None if nothing is."""
 
     packet: Packet
@@ -105,7 +150,7 @@ class Found(NamedTuple):
     before: str | None
 
 
-def packets(container: Container, stream: Stream) -> Iterator[Found]:
+def packets(container: Container, stream: Stream) -> Iterator[Demuxed]:
     """The stream's packets from where the container stands to the end of the file. Raises ReadError."""
     source, in_place = iter(container.demux(stream)), _InPlace(container, stream)
     before: str | None = None
@@ -121,7 +166,7 @@ def packets(container: Container, stream: Stream) -> Iterator[Found]:
         before = before or _first_error([line for line in log if line[1] == container.format.name])
         # PyAV ends a stream with an empty packet, which would flush the decoder for good.
         if packet is not None and packet.size:
-            yield Found(packet, _wrong(container, packet), in_place(packet) or before)
+            yield Demuxed(packet, _wrong(container, packet), in_place(packet) or before)
             before = None
         elif packet is None:
             break

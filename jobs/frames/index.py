@@ -6,7 +6,6 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,20 @@ import numpy as np
 from jobs.discover import shown
 from jobs.errors import VideoOpenError
 from jobs.frames.containers import file_doubts
-from jobs.frames.ffmpeg import Container, Packet, Picture, ReadError, Stream, decode, open_video, orientation, packets
+from jobs.frames.ffmpeg import (
+    Container,
+    Header,
+    Packet,
+    Picture,
+    ReadError,
+    Stream,
+    decode,
+    header,
+    listed_times,
+    open_video,
+    orientation,
+    packets,
+)
 from jobs.frames.values import FrameIndex, can_be_read, check_regular, file_state, frame_ticks, reckon_pts
 
 _NO_PTS = -(1 << 63)
@@ -31,55 +43,35 @@ def index_video(path: Path) -> FrameIndex:
     state = file_state(path)
     with open_video(path) as (container, stream):
         read = _read_packets(container, stream)
-        doubts = file_doubts(path, container.format.name, stream.id)
-        lost = _lost(container, stream, read, cut_short=bool(doubts))
-        # What is whole is not read twice.
-        unreadable = bool(doubts or read.ended) and not can_be_read(path)
-        doubts += tuple(_index_doubts(container, stream, read, lost, known=bool(doubts), unreadable=unreadable))
-        if not read.pts:
-            raise VideoOpenError(shown(path), _without_frames(read, lost))
-        first = read.first or next(iter(decode(stream, None)[0]), None)
-        if first is None:
-            n_frames, why = len(read.pts) + len(lost), "; ".join((stream.codec_context.name, *doubts[:1]))
-            raise VideoOpenError(shown(path), f"none of its {n_frames} frames can be decoded ({why})")
-        stamped = _has_presentation_times(container, stream)
-        # A stream of a closed container answers with whatever lies in its memory.
-        codec, fps, extradata = stream.codec_context.name, stream.average_rate, stream.codec_context.extradata or b""
-        time_base = stream.time_base or Fraction(1, 1000)
-    stamps = np.array(read.pts)
-    # A decoding time that falls is a clock set back (files joined, a broadcast restarted): no order by time stamp.
-    ordered = (
-        stamped
-        and not (stamps == _NO_PTS).any()
-        and len(np.unique(stamps)) == len(stamps)
-        and bool((np.diff(np.array(read.dts)) >= 0).all())
-    )
-    ticks = frame_ticks(time_base, fps)
-    # Nothing can be decoded from a frame that is not there.
-    key, entry = (np.frombuffer(flags + bytes(len(lost)), dtype=bool) for flags in (read.key, read.entry))
-    if ordered:
-        stamps = np.append(stamps, np.array(_lost_pts(read.pts, read.dts, lost, ticks), dtype=np.int64))
-        order = np.argsort(stamps, kind="stable")
-    else:
-        known = [None if not stamped or p == _NO_PTS else p for p in read.pts]
-        stamps = np.array(reckon_pts(known + [None] * len(lost), ticks), dtype=np.int64)
-        order = np.arange(len(stamps))
+        head = header(container, stream)
+        doubts = file_doubts(path, head.container, head.stream_id)
+        lost = _lost(head, stream, read, cut_short=bool(doubts))
+    # What is whole is not read twice.
+    unreadable = bool(doubts or read.ended) and not can_be_read(path)
+    doubts += tuple(_index_doubts(head, read, lost, known=bool(doubts), unreadable=unreadable))
+    if not read.pts:
+        raise VideoOpenError(shown(path), _without_frames(read, lost))
+    if (first := read.first) is None:
+        n_frames, why = len(read.pts) + len(lost), "; ".join((head.codec, *doubts[:1]))
+        raise VideoOpenError(shown(path), f"none of its {n_frames} frames can be decoded ({why})")
+    stamped = _has_presentation_times(head)
     rotation, mirrored = orientation(first)
     turned = f"{rotation} mirrored" if mirrored else f"{rotation}"
-    header = f"{codec} {time_base} {fps} {first.width}x{first.height} {turned} {extradata.hex()}"
+    said = f"{head.codec} {head.time_base} {head.rate} {first.width}x{first.height} {turned} {head.extradata.hex()}"
+    pts, key, entry, ordered = _placed(read, lost, stamped, frame_ticks(head.time_base, head.rate))
     return FrameIndex(
-        pts=stamps[order],
-        key=key[order],
-        entry=entry[order],
+        pts=pts,
+        key=key,
+        entry=entry,
         ordered=ordered,
         stamped=stamped,
         size=(first.width, first.height) if rotation % 180 == 0 else (first.height, first.width),
         rotation=rotation,
         mirrored=mirrored,
-        time_base=time_base,
-        fps=float(fps) if fps else None,
-        codec=codec,
-        fingerprint=read.fingerprint(header, lost),
+        time_base=head.time_base,
+        fps=float(head.rate) if head.rate else None,
+        codec=head.codec,
+        fingerprint=read.fingerprint(said, lost),
         states=(state,),
         doubts=doubts,
         unreadable=frozenset([path.name] if unreadable else []),
@@ -91,7 +83,7 @@ class _Read:
     """What was read of the packets, in their order; packets that are not to be shown count for the digest alone.
 
     pts:   _NO_PTS where a packet has none. These are arrays because a day of video has millions.
-    first: picture that came out when the packets were decoded up to the first one that gives any.
+    first: the first picture that came out when the packets were decoded up to there.
     dts:   of the packets that have one.
     all_dts: the same, also of packets that are not to be shown.
     wrong: what FFmpeg found wrong with the file first.
@@ -117,7 +109,8 @@ class _Read:
 
 
 def _read_packets(container: Container, stream: Stream) -> _Read:
-    read, codec, lengths = _Read(), stream.codec_context.name, _h264_length_bytes(stream)
+    read, head = _Read(), header(container, stream)
+    lengths = _h264_length_bytes(head.extradata)
     try:
         for packet, _, before in packets(container, stream):
             read.wrong = read.wrong or before
@@ -136,29 +129,51 @@ def _read_packets(container: Container, stream: Stream) -> _Read:
             if packet.dts is not None:
                 read.dts.append(packet.dts)
             read.key.append(bool(packet.is_keyframe))
-            read.entry.append(bool(packet.is_keyframe) and _is_entry(codec, packet, lengths))
+            read.entry.append(bool(packet.is_keyframe) and _is_entry(head.codec, packet, lengths))
     except ReadError as error:
         read.ended = error.reason
+    if read.first is None and read.pts:
+        read.first = next(iter(decode(stream, None)[0]), None)
     return read
 
 
-def _lost(container: Container, stream: Stream, read: _Read, cut_short: bool) -> list[int]:
+def _placed(read: _Read, lost: list[int], stamped: bool, ticks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """(pts, key, entry, ordered) of a FrameIndex."""
+    stamps = np.array(read.pts)
+    # A decoding time that falls is a clock set back (files joined, a broadcast restarted): no order by time stamp.
+    ordered = (
+        stamped
+        and not (stamps == _NO_PTS).any()
+        and len(np.unique(stamps)) == len(stamps)
+        and bool((np.diff(np.array(read.dts)) >= 0).all())
+    )
+    # Nothing can be decoded from a frame that is not there.
+    key, entry = (np.frombuffer(flags + bytes(len(lost)), dtype=bool) for flags in (read.key, read.entry))
+    if not ordered:
+        known = [None if not stamped or p == _NO_PTS else p for p in read.pts]
+        return np.array(reckon_pts(known + [None] * len(lost), ticks), dtype=np.int64), key, entry, False
+    stamps = np.append(stamps, np.array(_lost_pts(read.pts, read.dts, lost, ticks), dtype=np.int64))
+    order = np.argsort(stamps, kind="stable")
+    return stamps[order], key[order], entry[order], True
+
+
+def _lost(head: Header, stream: Stream, read: _Read, cut_short: bool) -> list[int]:
     """Decoding times of the frames that the container lists and the file does not hold.
 
     MP4 and MOV list every frame at the beginning or the end, AVI at the end. An AVI that is cut off has lost its list,
     but not the number of frames in its header.
     """
-    name = container.format.name
-    if not name.startswith(("mov", "avi")):
+    if not head.container.startswith(("mov", "avi")):
         return []
-    listed = array("q", (entry.timestamp for entry in stream.index_entries if not entry.is_discard))
+    listed = listed_times(stream)
     n_lost = len(listed) - len(read.pts)
     lost = sorted((Counter(listed) - Counter(read.all_dts)).elements()) if n_lost > 0 else []
     if len(lost) != n_lost > 0:
         lost = list(listed[-n_lost:])
     end = _last(read, lost) + 1
-    if name == "avi" and cut_short and stream.frames - end <= _LOST_PER_FRAME * len(read.pts) + _LOST_AT_LEAST:
-        lost += range(end, stream.frames)
+    believed = _LOST_PER_FRAME * len(read.pts) + _LOST_AT_LEAST
+    if head.container == "avi" and cut_short and head.n_frames - end <= believed:
+        lost += range(end, head.n_frames)
     return lost
 
 
@@ -167,18 +182,15 @@ def _last(read: _Read, lost: list[int]) -> int:
     return max(max(read.all_dts, default=-1), max(lost, default=-1))
 
 
-def _index_doubts(
-    container: Container, stream: Stream, read: _Read, lost: list[int], known: bool, unreadable: bool
-) -> list[str]:
+def _index_doubts(head: Header, read: _Read, lost: list[int], known: bool, unreadable: bool) -> list[str]:
     """What the header promises and the packets do not hold. known: that the file is damaged is known already.
     unreadable: the disk does not give all of it."""
-    name = container.format.name
     lines = []
     if lost:
         why = f"cannot be read ({read.ended})" if unreadable and read.ended else "are not in the file"
         lines.append(f"{len(lost):,} of {len(lost) + len(read.pts):,} frames {why}")
-    if name == "avi" and stream.frames > (end := _last(read, lost) + 1):
-        lines.append(f"the header counts {stream.frames:,} frames, the last one is number {end:,}")
+    if head.container == "avi" and head.n_frames > (end := _last(read, lost) + 1):
+        lines.append(f"the header counts {head.n_frames:,} frames, the last one is number {end:,}")
     if lost:
         return lines
     if read.wrong and not known:
@@ -186,9 +198,9 @@ def _index_doubts(
     if read.ended and not known:
         lines.append(f"cannot be read further than {len(read.pts):,} frames ({read.ended})")
     # The header's length is that of all streams and may be rounded: no more than the measure of a loss.
-    if (known or lines) and name.startswith(("matroska", "flv", "asf")) and container.duration and stream.time_base:
-        last_s = max((p for p in read.pts if p != _NO_PTS), default=0) * stream.time_base
-        lines.append(f"the header gives {container.duration / 1e6:.2f} s, the last frame is at {float(last_s):.2f} s")
+    if (known or lines) and head.container.startswith(("matroska", "flv", "asf")) and head.duration_s:
+        last_s = max((p for p in read.pts if p != _NO_PTS), default=0) * head.time_base
+        lines.append(f"the header gives {head.duration_s:.2f} s, the last frame is at {float(last_s):.2f} s")
     return lines
 
 
@@ -211,11 +223,10 @@ def _without_frames(read: _Read, lost: list[int]) -> str:
     return f"none of its {len(lost):,} frames are in the file" if lost else "the video stream has no frames"
 
 
-def _has_presentation_times(container: Container, stream: Stream) -> bool:
+def _has_presentation_times(head: Header) -> bool:
     """AVI has decoding times only. For H.264 and HEVC with B-frames FFmpeg passes those off as presentation times, and
-    sorting by them would shuffle the frames. To be asked after the first frame was decoded, when B-frames are known."""
-    codec = stream.codec_context
-    return container.format.name != "avi" or codec.name not in ("h264", "hevc") or not codec.has_b_frames
+    sorting by them would shuffle the frames."""
+    return head.container != "avi" or head.codec not in ("h264", "hevc") or not head.b_frames
 
 
 def _is_entry(codec: str, packet: Packet, length_bytes: int) -> bool:
@@ -227,9 +238,8 @@ def _is_entry(codec: str, packet: Packet, length_bytes: int) -> bool:
     return codec != "h264" or 5 in _h264_nal_types(bytes(packet), length_bytes)
 
 
-def _h264_length_bytes(stream: Stream) -> int:
+def _h264_length_bytes(extradata: bytes) -> int:
     """Bytes of the length before each NAL unit, as the AVC configuration says; 0 for a byte stream with start codes."""
-    extradata = stream.codec_context.extradata or b""
     return (extradata[4] & 3) + 1 if len(extradata) > 4 and extradata[0] == 1 else 0
 
 

@@ -22,8 +22,8 @@ from jobs.frames import (
     check_unchanged,
     probe,
     read_frames,
-    reckon_pts,
 )
+from jobs.frames.values import reckon_pts
 from jobs.plan import Chunk as PlanChunk
 from jobs.plan import VideoPlan, frame_range, plan_ranges
 from jobs.spec import Selection
