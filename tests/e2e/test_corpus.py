@@ -1,12 +1,9 @@
 """Every kind of input that docs/inputs.md lists becomes what it says there: alone, and all of them in one job."""
 
-import faulthandler
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -22,9 +19,9 @@ from jobs.spec import RunSpec
 from posecore import read_frames
 from tests.conftest import RunSerially
 from tests.fixtures.bad_media import KINDS, Inputs
+from tests.fixtures.reading import time_limit
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "inputs.md"
-LIMIT_S = 300  # a machine that others use may stand still for a minute
 
 
 @dataclass(frozen=True)
@@ -56,16 +53,6 @@ FILES = [kind for kind, row in ROWS.items() if row.status in ("ok", "degraded", 
 NO_INPUTS = [kind for kind, row in ROWS.items() if row.status in ("not used", "refused")]
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Whatever hangs, also within FFmpeg, ends the test run with a traceback of where."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inputs]:
     """The inputs of every kind, each kind in a folder of its own."""
@@ -88,7 +75,7 @@ def inputs(corpus: dict[str, Inputs], request: pytest.FixtureRequest) -> Inputs:
 
 
 def run(run_serially: RunSerially, inputs: Inputs, out: Path) -> JobReport:
-    with time_limit(LIMIT_S):
+    with time_limit():
         return run_serially(inputs, out, height=64)
 
 
@@ -104,7 +91,7 @@ def contents(out: Path, video: VideoReport) -> list[bytes]:
 
 def test_the_table_and_the_generators_have_the_same_kinds():
     assert list(ROWS) == list(KINDS)
-    assert len(ROWS) >= 45
+    assert len(ROWS) >= 102
 
 
 @pytest.mark.parametrize(("kind", "inputs"), [(kind, kind) for kind in FILES], indirect=["inputs"], ids=FILES)

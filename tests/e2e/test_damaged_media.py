@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from jobs.discover import Source
 from jobs.errors import VideoOpenError
 from jobs.frames import DECODE_ERROR, OK, SUSPECT, Frame, FrameIndex, probe
-from tests.e2e.test_corpus import LIMIT_S, time_limit
 from tests.fixtures.bad_media import clip, faststart, packets
 from tests.fixtures.media import checksum
-from tests.jobs.test_frames import read_in_chunks
+from tests.fixtures.reading import read_in_chunks, time_limit
 
 # By default the same few places every time; a long search takes others every time.
 EXAMPLES = int(os.environ.get("POSEJOB_DAMAGE_EXAMPLES", "0"))
@@ -92,7 +91,7 @@ def read(path: Path, data: bytes) -> Outcome:
 
 def _read(path: Path, data: bytes) -> Outcome:
     path.write_bytes(data)
-    with time_limit(LIMIT_S):
+    with time_limit():
         try:
             index = probe(Source(path))
         except VideoOpenError as error:
@@ -135,14 +134,18 @@ def _image(frame: Frame):
     return frame.image
 
 
+def _cut_anywhere(folder: Path, name: str, data: st.DataObject) -> tuple[Outcome, Outcome]:
+    """What becomes of a file that is cut at some byte, and of the whole one."""
+    stored, original = TELLING[name](), whole(name, folder)
+    return read(folder / name, stored[: data.draw(st.integers(1, len(stored) - 1))]), original
+
+
 class TestCuts:
     @pytest.mark.parametrize("name", TELLING)
     @damage
     @given(data=st.data())
     def test_a_cut_is_noticed_and_what_is_called_ok_is_right(self, folder: Path, name: str, data: st.DataObject):
-        stored, original = TELLING[name](), whole(name, folder)
-        cut = data.draw(st.integers(1, len(stored) - 1))
-        outcome = read(folder / name, stored[:cut])
+        outcome, original = _cut_anywhere(folder, name, data)
         assert outcome.noticed
         assert differing(outcome, original) == []
 
@@ -166,9 +169,7 @@ class TestCuts:
     @damage
     @given(data=st.data())
     def test_frames_that_are_listed_and_lost_have_their_rows(self, folder: Path, name: str, data: st.DataObject):
-        stored, original = TELLING[name](), whole(name, folder)
-        cut = data.draw(st.integers(1, len(stored) - 1))
-        outcome = read(folder / name, stored[:cut])
+        outcome, original = _cut_anywhere(folder, name, data)
         if outcome.index is not None:
             assert [frame.pts for frame in outcome.frames] == [frame.pts for frame in original.frames]
 

@@ -17,40 +17,18 @@ from jobs.frames import (
     OK,
     SKIPPED,
     SUSPECT,
-    Frame,
     FrameIndex,
     check_unchanged,
     probe,
-    read_frames,
 )
 from jobs.frames.values import reckon_pts
 from jobs.plan import Chunk as PlanChunk
-from jobs.plan import VideoPlan, frame_range, plan_ranges
+from jobs.plan import VideoPlan, frame_range
 from jobs.spec import Selection
 from tests.fixtures.bad_media import with_matrix
 from tests.fixtures.media import N_FRAMES, ORDERED, UNORDERED, Clip, blotches, checksum, decode_all, write_clip
+from tests.fixtures.reading import EVERY_FRAME, as_decoded, read_in_chunks, real_clips
 from tests.fixtures.stick_figures import write_video
-
-EVERY_FRAME = Selection()
-
-
-def read_in_chunks(
-    source: Source, index: FrameIndex, chunk_frames: int, selection: Selection = EVERY_FRAME
-) -> list[Frame]:
-    """All frames of a source, read as `posejob submit` would, chunk by chunk; each chunk sorted by frame."""
-    wanted = np.ones(len(index), dtype=bool)
-    frames: list[Frame] = []
-    for first, stop in plan_ranges(index, wanted, chunk_frames):
-        chunk = PlanChunk("key", first, stop)
-        video = VideoPlan(source, index, (chunk,), len(index))
-        frames += sorted(read_frames(frame_range(video, chunk, selection)), key=lambda frame: frame.number)
-    return frames
-
-
-def as_decoded(frames: list[Frame], rotation: int = 0) -> list[tuple[int, int]]:
-    images = [frame.image for frame in frames if frame.image is not None]
-    pictures = [np.rot90(image, -rotation // 90) for image in images]
-    return [(f.pts, checksum(p)) for f, p in zip((f for f in frames if f.image is not None), pictures, strict=True)]
 
 
 @pytest.fixture(scope="module", params=list(ORDERED))
@@ -451,11 +429,6 @@ class TestPictures:
     def test_one_that_cannot_be_read_is_a_row(self, folder: Source):
         last = read_in_chunks(folder, probe(folder), 100)[-1]
         assert (last.status, last.detail) == (DECODE_ERROR, "not a picture that OpenCV can read")
-
-
-def real_clips() -> list[Path]:
-    root = os.environ.get("POSEJOB_TEST_DATA")
-    return [path for part in ("codec", "videos") for path in sorted(Path(root, part).glob("*"))] if root else []
 
 
 @pytest.mark.skipif(not real_clips(), reason="POSEJOB_TEST_DATA names no folder with codec/ and videos/")

@@ -28,7 +28,7 @@ from tests.fixtures.bad_media import (
 )
 from tests.fixtures.disks import FailingDisk
 from tests.fixtures.media import ORDERED, UNORDERED, checksum, decode_all, write_clip
-from tests.jobs.test_frames import read_in_chunks, real_clips
+from tests.fixtures.reading import read_in_chunks, real_clips
 
 EVERY_CLIP = ORDERED | UNORDERED
 
