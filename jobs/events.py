@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs.executors.base import UnitFailure
-from jobs.finalise import VideoReport
+from jobs.manifest import VideoReport
 from jobs.plan import Plan
 from jobs.worker import UnitReport
 

@@ -13,6 +13,7 @@ from jobs.discover import shown
 from jobs.errors import SinkError
 from jobs.frames import DECODE_ERROR, OK, SKIPPED, SUSPECT, Frame
 from jobs.ledger import Ledger, chunk_name, sha256, table_names
+from jobs.manifest import VIDEO_DEGRADED, VIDEO_FAILED, VIDEO_OK, PublishedFile, VideoReport
 from jobs.plan import Chunk, Plan, VideoPlan
 from jobs.sink import Table, count_frames, frames_table, read_chunk, read_parquet, write_parquet
 from posecore.results import FRAMES_SCHEMA, poses_schema
@@ -21,44 +22,6 @@ from posecore.skeleton import Skeleton
 SCHEMA_VERSION = 1
 
 _SKIPPED_AT_A_TIME = 4096
-
-VIDEO_STATUSES = VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED = "ok", "degraded", "failed"
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """A file as the manifest lists it."""
-
-    path: str
-    bytes: int
-    sha256: str
-    rows: int | None
-
-
-@dataclass(frozen=True)
-class VideoReport:
-    """How a video ended. n_people: rows of `poses`. statuses: frames by status. problems: one line each."""
-
-    video_id: str
-    uri: str
-    status: str
-    n_frames: int
-    n_people: int
-    statuses: dict[str, int]
-    problems: tuple[str, ...]
-    files: tuple[PublishedFile, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "video_id": self.video_id,
-            "uri": self.uri,
-            "status": self.status,
-            "frames": self.n_frames,
-            "people": self.n_people,
-            "frame_status": self.statuses,
-            "problems": list(self.problems),
-            "files": [file.path for file in self.files],
-        }
 
 
 def failed_video(video: VideoPlan) -> VideoReport:

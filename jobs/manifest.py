@@ -8,18 +8,55 @@ from typing import Any, TypeVar
 
 from jobs import __version__
 from jobs.discover import VIDEO_ID, shown
-from jobs.finalise import VIDEO_STATUSES, PublishedFile, VideoReport
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, TABLES, seal, table_names
 from jobs.spec import Options
 from models.registry import Network
 
 T = TypeVar("T")
 
+VIDEO_STATUSES = VIDEO_OK, VIDEO_DEGRADED, VIDEO_FAILED = "ok", "degraded", "failed"
+
 # What `json.loads` and a look into what it gives may raise.
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 _SEAL = re.compile(rb'\{"manifest_sha256": "[0-9a-f]{64}"\}\n')
 _FILE = re.compile(rf"{re.escape(PLAN)}|({'|'.join(TABLES)})/{VIDEO_ID.pattern}\.parquet")
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file as the manifest lists it."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """How a video ended. n_people: rows of `poses`. statuses: frames by status. problems: one line each."""
+
+    video_id: str
+    uri: str
+    status: str
+    n_frames: int
+    n_people: int
+    statuses: dict[str, int]
+    problems: tuple[str, ...]
+    files: tuple[PublishedFile, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "video_id": self.video_id,
+            "uri": self.uri,
+            "status": self.status,
+            "frames": self.n_frames,
+            "people": self.n_people,
+            "frame_status": self.statuses,
+            "problems": list(self.problems),
+            "files": [file.path for file in self.files],
+        }
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from jobs.finalise import VideoReport
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, table_names
-from jobs.manifest import Manifest, proves, read_manifest, seal_problem
+from jobs.manifest import Manifest, VideoReport, proves, read_manifest, seal_problem
 from jobs.plan import Plan
 
 

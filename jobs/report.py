@@ -14,7 +14,7 @@ from jobs.console import tell
 from jobs.discover import shown
 from jobs.events import Event, Note, Observer, Planned, UnitDone, VideoDone
 from jobs.executors.base import UnitFailure
-from jobs.finalise import VIDEO_OK, VideoReport
+from jobs.manifest import VIDEO_OK, VideoReport
 from jobs.plan import Plan
 from jobs.run import JobReport
 

@@ -13,18 +13,10 @@ from jobs.discover import Source, discover
 from jobs.errors import EXIT_OK, EXIT_SOME_FAILED, ConfigError, OutputError, SinkError, VideoOpenError, WorkersLost
 from jobs.events import Note, Observer, Planned, UnitDone, VideoDone
 from jobs.executors.base import Executor, Layout, UnitFailure, layout, usable_cpus
-from jobs.finalise import (
-    VIDEO_OK,
-    VIDEO_STATUSES,
-    PublishedFile,
-    VideoReport,
-    failed_video,
-    finalise_video,
-    kept_video,
-)
+from jobs.finalise import failed_video, finalise_video, kept_video
 from jobs.frames import FrameIndex, file_state, probe
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, Ledger, chunk_name, seal, sha256, table_names
-from jobs.manifest import manifest_bytes, tell_the_same
+from jobs.manifest import VIDEO_OK, VIDEO_STATUSES, PublishedFile, VideoReport, manifest_bytes, tell_the_same
 from jobs.plan import Chunk, Plan, VideoPlan, check_same_job, frame_range, make_plan, planned_chunk_frames
 from jobs.repair import Found, look
 from jobs.sink import chunk_bytes, chunk_is_whole

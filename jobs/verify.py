@@ -8,9 +8,8 @@ from typing import Any
 
 from jobs.discover import VIDEO_ID, shown
 from jobs.errors import OutputError, SinkError
-from jobs.finalise import PublishedFile
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, TABLES, Ledger, sha256, table_names
-from jobs.manifest import UNREADABLE, Manifest, proves, read_manifest, seal_problem
+from jobs.manifest import UNREADABLE, Manifest, PublishedFile, proves, read_manifest, seal_problem
 from jobs.sink import count_rows
 
 

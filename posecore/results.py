@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from posecore.errors import ResultsError
 from posecore.skeleton import COCO18, Skeleton
@@ -157,6 +156,9 @@ def _read(
 ) -> Any:
     if to not in ("arrow", "pandas", "polars"):
         raise ValueError(f"to={to!r}: expected 'arrow', 'pandas' or 'polars'")
+    # It imports pandas where that is installed: seconds and megabytes that workers have no use for.
+    import pyarrow.dataset as ds
+
     files = _files(Path(out), kind, video)
     if not files:
         schema = FRAMES_SCHEMA if kind == "frames" else poses_schema(COCO18)

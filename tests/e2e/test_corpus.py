@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import ConfigError, OutputError
-from jobs.finalise import VideoReport
+from jobs.manifest import VideoReport
 from jobs.report import plan_text
 from jobs.run import JobReport, prepare
 from jobs.spec import RunSpec
