@@ -8,14 +8,7 @@ next one began. Both are charged with an attempt, and from then on each runs alo
 """
 
 import contextlib
-import fcntl
 import logging
-import os
-import shutil
-import signal
-import sys
-import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -28,14 +21,13 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from jobs.errors import WorkerError, WorkersLost
 from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, Worker, deadline_s, one_line, verdict
-from jobs.frames import MAX_PIXELS
+from jobs.executors.surroundings import folder_of_our_own, inherited, stop_on_sigterm
 from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
 
 _IN_FLIGHT = 2
 _SETUP_DEADLINE_S = 300.0
 _UNAVAILABLE_PAUSE_S = 1.0
 _LOOK_AFTER_RAY_S = 2.0
-_OURS = "the Ray of a posejob run; goes with it\n"
 # Nothing but small messages goes through the object store; this is the least Ray accepts, with a margin.
 _OBJECT_STORE_BYTES = 100 * 1024**2
 
@@ -48,7 +40,7 @@ def private_ray(cpus: int) -> Iterator[None]:
     a `jobs.py` of its own: Ray would put the working directory and the script's folder on their path.
     """
     root = str(Path(__file__).resolve().parents[2])
-    with _folder_of_our_own() as elsewhere, contextlib.chdir(elsewhere), _surroundings(root):
+    with folder_of_our_own() as elsewhere, contextlib.chdir(elsewhere), inherited(root):
         _tame_ray()
         try:
             ray.init(
@@ -62,52 +54,11 @@ def private_ray(cpus: int) -> Iterator[None]:
             )
         except Exception as error:  # Ray raises bare ones when a process of its own ends too early
             raise WorkerError(f"Ray cannot be started on this machine: {one_line(error)}") from error
-        _stop_on_sigterm()
+        stop_on_sigterm()
         try:
             yield
         finally:
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def _folder_of_our_own() -> Iterator[str]:
-    """A folder for Ray's sockets and logs that goes when the block ends; those of runs that were killed go now.
-
-    A run holds a lock on its folder, and no process inherits it: a lock that is free is that of a dead run.
-    """
-    # In /tmp whatever TMPDIR says: the paths of Ray's sockets must stay below 108 characters.
-    for old in Path("/tmp").glob("posejob-ray-*/lock"):
-        # Not there any more, still held, or not ours.
-        with contextlib.suppress(OSError), open(old, opener=_without_waiting) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock.fileno()).st_uid == os.geteuid() and lock.read() == _OURS:
-                shutil.rmtree(old.parent, ignore_errors=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="posejob-ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        (Path(folder) / "lock.new").open("w") as lock,
-    ):
-        lock.write(_OURS)
-        lock.flush()
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # There for others from now on, when it is locked.
-        (Path(folder) / "lock.new").rename(Path(folder) / "lock")
-        yield folder
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    """Opens a file, but neither waits for a pipe nor follows a link: the folder is everybody's."""
-    return os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
-
-
-def _stop_on_sigterm() -> None:
-    """End as with Ctrl-C when docker, systemd or a batch system says so. After `ray.init`, which sets its own way."""
-    if threading.current_thread() is threading.main_thread():
-        # Not by way of SIGINT, which a shell has its background jobs ignore.
-        signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _tame_ray() -> None:
@@ -115,34 +66,6 @@ def _tame_ray() -> None:
     UTF-8; and it prints to stdout, which is ours, when a worker dies."""
     ray._private.utils.get_entrypoint_name = lambda: "posejob"
     ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
-
-
-@contextlib.contextmanager
-def _surroundings(root: str) -> Iterator[None]:
-    """What Ray's processes take over from this one: environment variables and sys.path."""
-    wanted = {
-        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "PYTHONSAFEPATH": "1",
-        # As many pixels as of a video; OpenCV reads it when it is loaded.
-        "OPENCV_IO_MAX_IMAGE_PIXELS": str(MAX_PIXELS),
-        # The worker's CPUs are the network's; NumPy's small matrix products gain nothing from threads of their own.
-        "OPENBLAS_NUM_THREADS": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    path = sys.path[:]
-    os.environ.update(wanted)
-    sys.path.insert(0, root)
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @dataclass

@@ -20,8 +20,9 @@ from jobs.discover import Source
 from jobs.errors import SinkError, WorkerError
 from jobs.executors import base
 from jobs.executors.base import MAX_ATTEMPTS, Executor, Layout, UnitFailure, Verdict, layout, verdict
-from jobs.executors.ray import _OURS, RayExecutor, _folder_of_our_own
+from jobs.executors.ray import RayExecutor
 from jobs.executors.serial import SerialExecutor
+from jobs.executors.surroundings import OURS, folder_of_our_own
 from jobs.frames import FrameRange
 from jobs.worker import UnitReport, WorkUnit
 from models.errors import DeviceError, InferenceError, ModelDamaged
@@ -213,26 +214,26 @@ class TestPrivateRay:
             lock = Path(other) / "lock"
             # A pipe would be waited for.
             os.mkfifo(lock) if content is None else lock.write_text(content)
-            with _folder_of_our_own() as ours:
+            with folder_of_our_own() as ours:
                 assert Path(ours).is_dir()
                 assert lock.exists()
 
     def test_removes_the_folder_of_a_run_that_was_killed(self):
         dead = Path(tempfile.mkdtemp(prefix="posejob-ray-", dir="/tmp"))
-        (dead / "lock").write_text(_OURS)
-        with _folder_of_our_own() as ours:
+        (dead / "lock").write_text(OURS)
+        with folder_of_our_own() as ours:
             assert not dead.exists()
             # A run that is alive keeps its own.
-            with _folder_of_our_own():
+            with folder_of_our_own():
                 assert Path(ours).is_dir()
 
     def test_sigterm_ends_it_where_a_shell_has_sigint_ignored(self):
         """As in `posejob submit ... &` in a script."""
         probe = """if True:
             import signal
-            from jobs.executors.ray import _stop_on_sigterm
+            from jobs.executors.surroundings import stop_on_sigterm
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            _stop_on_sigterm()
+            stop_on_sigterm()
             try:
                 signal.raise_signal(signal.SIGTERM)
             except KeyboardInterrupt:
