@@ -3,6 +3,7 @@
 ModelError
   ManifestError      a manifest that cannot be used: stop before work starts
   ModelNotFound      neither here nor to be fetched: stop before work starts
+  ModelUnreadable    here, but not for this user: stop before work starts
   ModelDamaged       bytes that are not the ones the manifest names: stop before work starts
   DeviceError        no such device here: stop before work starts
   NetworkUnusable    files that OpenVINO cannot read, or use on the device: stop
@@ -34,6 +35,18 @@ class ModelNotFound(ModelError):
 
     def __str__(self) -> str:
         return f"model {self.name} not found; looked in {', '.join(self.looked)}; {self.remedy}"
+
+
+class ModelUnreadable(ModelError):
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: cannot be read ({self.problem}); give this user access to it and to the folders above it, "
+            "or copy the network's files to a folder of your own"
+        )
 
 
 class ModelDamaged(ModelError):

@@ -8,6 +8,7 @@ been checked against the manifest.
 import hashlib
 import http.client
 import os
+import stat
 import tempfile
 import urllib.error
 import urllib.request
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from models.errors import ManifestError, ModelDamaged, ModelNotFound
+from models.errors import ManifestError, ModelDamaged, ModelNotFound, ModelUnreadable
 from models.manifest import Manifest, ModelFile, Variant, read_manifest
+from posecore.errors import reason
 
 DEFAULT_MODEL = "human-pose-estimation-0001"
 MODEL_DIR_VARIABLE = "POSEJOB_MODEL_DIR"
@@ -66,7 +68,7 @@ def find_network(name: str, *, fetch: bool = True, report: Callable[[str], None]
 
     fetch:  download what is neither in the mirror nor in the cache.
     report: called with one line before each download.
-    Raises ManifestError, ModelNotFound, ModelDamaged.
+    Raises ManifestError, ModelNotFound, ModelUnreadable, ModelDamaged.
     """
     if name.endswith(_SUFFIXES):
         return _own_network(Path(name))
@@ -93,7 +95,7 @@ def check_file(path: Path, file: ModelFile) -> None:
             raise ModelDamaged(str(path), "size", f"{file.bytes} bytes", f"{size} bytes")
         found = _sha384(path)
     except OSError as error:
-        raise ModelNotFound(path.name, (str(path.parent),), f"cannot read it: {error.strerror}") from error
+        raise ModelNotFound(path.name, (str(path.parent),), f"cannot read it: {reason(error)}") from error
     if found != file.sha384:
         raise ModelDamaged(str(path), "SHA-384", f"{file.sha384[:16]}...", f"{found[:16]}...")
 
@@ -113,22 +115,34 @@ def _known(name: str) -> tuple[Manifest, Variant]:
 
 
 def _own_network(path: Path) -> Network:
-    toml = path.with_suffix(".toml")
-    if not path.is_file():
+    toml, weights = path.with_suffix(".toml"), path.with_suffix(".bin")
+    if not _is_file(path):
         raise ModelNotFound(path.name, (str(path.parent.absolute()),), "no such file")
-    if not toml.is_file():
+    if not _is_file(toml):
         raise ManifestError(
             str(toml),
             f"missing; a network of your own needs a manifest beside it (docs/models.md), here for {path.name}",
         )
+    paths = [path, weights] if path.suffix == ".xml" and _is_file(weights) else [path]
     try:
-        manifest = read_manifest(toml.read_text(encoding="utf-8"), str(toml))
+        text = toml.read_text(encoding="utf-8")
+        files = tuple(ModelFile(p.name, p.stat().st_size, _sha384(p)) for p in paths)
     except UnicodeDecodeError as error:
         raise ManifestError(str(toml), "not UTF-8 text") from error
-    weights = path.with_suffix(".bin")
-    paths = [path, weights] if path.suffix == ".xml" and weights.is_file() else [path]
-    files = tuple(ModelFile(p.name, p.stat().st_size, _sha384(p)) for p in paths)
+    except OSError as error:
+        raise ModelUnreadable(str(error.filename or path), reason(error)) from error
+    manifest = read_manifest(text, str(toml))
     return Network(str(path), manifest, path.absolute(), files, manifest.digest(files))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file. Raises ModelUnreadable where that is not for this user to know."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        raise ModelUnreadable(str(path), reason(error)) from error
 
 
 def _places(manifest: Manifest, variant: Variant) -> list[Path]:
@@ -139,21 +153,32 @@ def _places(manifest: Manifest, variant: Variant) -> list[Path]:
 
 def _find_variant(manifest: Manifest, variant: Variant) -> Path | None:
     for folder in _places(manifest, variant):
-        if all((folder / file.path).is_file() for file in variant.files):
+        if all(os.path.isfile(folder / file.path) for file in variant.files):
             return folder
     return None
 
 
 def _not_found(manifest: Manifest, variant: Variant, remedy: str) -> ModelNotFound:
-    places = tuple(str(folder) for folder in _places(manifest, variant))
+    places = tuple(f"{folder}{_closed(folder)}" for folder in _places(manifest, variant))
     return ModelNotFound(f"{manifest.name}/{variant.name}", places, remedy)
+
+
+def _closed(folder: Path) -> str:
+    """That this user cannot see what is in a folder, or nothing."""
+    try:
+        os.stat(os.path.join(folder, "."))
+    except PermissionError as error:
+        return f" ({reason(error)})"
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def _fetch(manifest: Manifest, variant: Variant, folder: Path, report: Callable[[str], None]) -> None:
     """Download a variant's files. Each is checked in a temporary file and then renamed: a name is never half a file."""
     for file in variant.files:
         target = folder / file.path
-        if target.is_file():
+        if os.path.isfile(target):
             continue
         by_hand = (
             f"put {' and '.join(f.path for f in variant.files)} in <folder>/{manifest.name}/{variant.name}/ "
@@ -179,7 +204,9 @@ def _fetch(manifest: Manifest, variant: Variant, folder: Path, report: Callable[
 def _reason(error: Exception) -> str:
     if isinstance(error, ModelDamaged):
         return f"{error.what} is {error.found}, the manifest says {error.expected}"
-    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
+    # What urllib has to say of a connection: another error, or a text.
+    cause = getattr(error, "reason", None) or error
+    return reason(cause) if isinstance(cause, OSError) else str(cause)
 
 
 def _download(file: ModelFile, target: str) -> None:

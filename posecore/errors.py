@@ -10,6 +10,9 @@ Every leaf takes positional arguments and hands all of them to `super().__init__
 a process border is rebuilt from its `args`.
 """
 
+import errno
+import os
+
 
 class PosejobError(Exception):
     """Anything posejob raises on purpose. Its text is one line that a user can act on."""
@@ -42,3 +45,10 @@ class GeometryError(PoseError):
 
 class ResultsError(PosejobError):
     """The folder given to a reader holds no posejob results, or not the ones asked for."""
+
+
+def reason(error: OSError) -> str:
+    """What the system says is wrong, as the end of a line: without the number and the path that Python adds."""
+    # PyArrow has words of its own around the system's; what is no number of the system's has only words of its own.
+    words = os.strerror(error.errno) if error.errno in errno.errorcode else error.strerror or str(error)
+    return (words or type(error).__name__).lower()

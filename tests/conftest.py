@@ -1,5 +1,7 @@
 """What more than one package's tests need: a network, a video, and a whole job without Ray."""
 
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,22 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {"crf": "10", "sc_threshold": "0", "bf": "0"}
     write_video(path, walkers(12, 1, (192, 144)).pictures(), gop=6, options=options)
     return path
+
+
+@pytest.fixture
+def plain_user() -> Iterator[Path]:
+    """Runs the test as somebody whom permissions bind, which root is not. A folder of theirs, removed afterwards."""
+    nobody, root = 65534, os.geteuid() == 0
+    # Not in pytest's own, which nobody else can enter.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        if root:
+            os.chown(folder, nobody, nobody)
+            os.seteuid(nobody)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
 
 
 @pytest.fixture(scope="session")

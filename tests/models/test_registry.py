@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from models import registry
-from models.errors import ManifestError, ModelDamaged, ModelError, ModelNotFound
+from models.errors import ManifestError, ModelDamaged, ModelError, ModelNotFound, ModelUnreadable
 from models.manifest import Manifest, ModelFile, Variant, read_manifest
 from models.registry import MODEL_DIR_VARIABLE, cache_dir, find_network
 from tests.fixtures.colour_network import MANIFEST, NAME
@@ -295,7 +295,7 @@ def test_of_two_who_fetch_at_once_the_first_wins(cache: Path, monkeypatch: pytes
 
 def test_a_cache_that_cannot_be_written_is_named_in_one_line(tmp_path: Path):
     (tmp_path / "cache").write_text("a file where a folder should be")
-    with pytest.raises(ModelNotFound, match=r"model tiny/FP32 not found; .*failed \((Not a directory|File exists)\)"):
+    with pytest.raises(ModelNotFound, match=r"model tiny/FP32 not found; .*failed \((not a directory|file exists)\)"):
         find_network("tiny")
 
 
@@ -358,3 +358,48 @@ def test_a_path_without_a_network_is_named(tmp_path: Path):
         ModelNotFound, match=f"model net.onnx not found; looked in {re.escape(str(tmp_path))}; no such file"
     ):
         find_network(str(tmp_path / "net.onnx"))
+
+
+# What this user may not see
+
+
+REMEDY = "give this user access to it and to the folders above it, or copy the network's files to a folder of your own"
+
+
+@pytest.mark.parametrize("closed", [".", "net.xml", "net.bin", "net.toml"])
+def test_ones_own_network_that_may_not_be_read(plain_user: Path, closed: str):
+    folder = plain_user / "private"
+    folder.mkdir()
+    for name, text in {"net.xml": "<net/>", "net.bin": "weights", "net.toml": MANIFEST}.items():
+        (folder / name).write_text(text)
+    (folder / closed).chmod(0)
+    named = folder / ("net.xml" if closed == "." else closed)
+    with pytest.raises(ModelUnreadable) as caught:
+        find_network(str(folder / "net.xml"))
+    assert str(caught.value) == f"{named}: cannot be read (permission denied); {REMEDY}"
+
+
+def test_a_name_that_is_too_long_is_refused():
+    with pytest.raises(ModelUnreadable, match=r"x\.xml: cannot be read \(file name too long\); "):
+        find_network("x" * 300 + ".xml")
+
+
+@pytest.mark.parametrize("variable", [MODEL_DIR_VARIABLE, "XDG_CACHE_HOME"])
+def test_a_mirror_or_cache_that_may_not_be_searched_is_named_as_such(
+    plain_user: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch, variable: str
+):
+    """As with `sudo -u` and the HOME of root."""
+    for name in (MODEL_DIR_VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(plain_user / name))
+    closed = plain_user / variable
+    closed.mkdir()
+    closed.chmod(0)
+    denied = re.escape(f"{variable}/") + r"[^ ]*tiny/FP32 \(permission denied\)[,;] "
+    with pytest.raises(ModelNotFound, match=denied) as caught:
+        find_network("tiny", fetch=False)
+    assert str(caught.value).count("permission denied") == 1
+    assert str(caught.value).endswith("run `posejob models fetch`")
+    if variable == "XDG_CACHE_HOME":
+        with pytest.raises(ModelNotFound, match=r"fetching .* failed \(permission denied\); check the network, or put"):
+            find_network("tiny")
+        assert origin.asked == []
