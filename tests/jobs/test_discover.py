@@ -153,6 +153,31 @@ def test_a_name_that_looks_like_a_pattern_is_first_of_all_a_name(home: Path):
     assert names(find("a[1].mp4")) == ["a[1].mp4"]
 
 
+def test_any_number_of_folders_in_a_pattern(home: Path):
+    touch("a.mp4", "x/b.mp4", "x/y/c.mp4", "x/y/z/d.mp4", "x/.h/e.mp4", "x/[1]/f.mp4")
+    every = ["a.mp4", "x/[1]/f.mp4", "x/b.mp4", "x/y/c.mp4", "x/y/z/d.mp4"]
+    for pattern in ("**", "**/", "**/*", "**/*.mp4", "**/**/*.mp4", "./**", f"{home}/**/*.mp4"):
+        assert names(find(pattern)) == every, pattern
+    assert names(find("x/**/*.mp4")) == names(find("x/**")) == names(find("?/**//*.mp4")) == every[1:]
+    assert names(find("x/y/../**/?.mp4")) == every[1:]
+    assert names(find("**/y/**/*.mp4")) == every[3:]
+    assert names(find("**/*/?.mp4")) == every[1:]
+    assert names(find("x/y**/*.mp4")) == ["x/y/c.mp4"]
+    assert find("nowhere/**").problems == (("nowhere/**", "no video or picture matches this pattern"),)
+
+
+@pytest.mark.parametrize("pattern", ["v/**", "v/**/*", "v/**/*.mp4", "**/*.mp4", "v*/**/**/*", "**/*/**/*.mp4"])
+def test_links_that_lead_upwards_have_no_end_and_are_not_followed(home: Path, pattern: str):
+    touch("v/sub/a.mp4")
+    for link in ("v/one", "v/two", "v/sub/three"):
+        Path(link).symlink_to(home / "v")
+    found = find(pattern)
+    assert names(found) == ["v/sub/a.mp4"]
+    told = {text.removeprefix("./"): problem for text, problem in found.problems}
+    assert told == dict.fromkeys(["v/one", "v/sub/three", "v/two"], "a link to a folder; name the folder itself")
+    assert len(found.problems) == 3
+
+
 # Pictures
 
 
@@ -192,6 +217,30 @@ def test_each_input_that_is_none_is_told_with_what_was_typed(home: Path):
 def test_a_folder_with_nothing_but_results_in_it_has_no_videos(home: Path):
     touch("out/a.mp4")
     assert find("out") == Discovered((), (("out", "no videos or pictures in this folder"),))
+
+
+@pytest.mark.parametrize("typed", ["vids", "vids/*", "vids/**", "vids/**/*", "v*/"])
+def test_a_link_into_a_folder_that_is_closed_to_this_user_is_told_of(
+    plain_user: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+):
+    monkeypatch.chdir(plain_user)
+    touch("vids/a.mp4", "theirs/films/b.mp4")
+    Path("vids/films").symlink_to(plain_user / "theirs" / "films")
+    Path("theirs").chmod(0)
+    found = find(typed, "theirs/**")
+    assert names(found) == ["vids/a.mp4"]
+    assert {text.removeprefix("./") for text, _ in found.problems} >= {"vids/films"}
+    assert ("theirs", "cannot be looked into (permission denied)") in found.problems
+    assert {problem for text, problem in found.problems if "vids" in text} == {
+        "cannot be looked into (permission denied)"
+    }
+
+
+@pytest.mark.parametrize("text", ["file:///x/%00/*.mp4", "a\0*.mp4", "**/a\0*"])
+def test_a_pattern_that_cannot_be_matches_nothing(home: Path, text: str):
+    touch("a.mp4")
+    ((_, problem),) = find(text).problems
+    assert problem == "no such file or folder"
 
 
 @pytest.mark.parametrize("text", ["a" * 300 + ".mp4", "a\0b.mp4", ""])
