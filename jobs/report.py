@@ -2,15 +2,17 @@
 
 import json
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from jobs.console import tell
+from jobs.console import Stderr, tell
 from jobs.discover import shown
 from jobs.events import Event, Note, Observer, Planned, UnitDone, VideoDone
 from jobs.executors.base import UnitFailure
@@ -24,8 +26,8 @@ _LINE_EVERY_S = 10.0
 @contextmanager
 def watching() -> Iterator[Observer]:
     """An observer that shows progress: a bar on a terminal, plain lines elsewhere."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
+    console = _terminal()
+    if console is None:
         yield _Lines()
         return
     bar = Progress(
@@ -39,6 +41,16 @@ def watching() -> Iterator[Observer]:
     )
     with bar:
         yield _Bar(bar)
+
+
+def _terminal() -> Console | None:
+    """stderr as rich sees it; None if it is no terminal, or one that cannot show a bar."""
+    # Not what FORCE_COLOR says: a bar in a log is a page of bars.
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    # What is printed are names, and `:dog:` in one is no animal.
+    console = Console(file=cast(TextIO, Stderr()), emoji=False, markup=False, highlight=False, soft_wrap=True)
+    return console if console.is_terminal else None
 
 
 class _Rate:
@@ -74,7 +86,7 @@ class _Bar:
                 self._done += n_frames
                 self._show("inferring", f"  {self._rate.fps:.1f}/s")
         if text := line_for(event):
-            self._bar.console.print(shown(text), markup=False)
+            self._bar.console.print(shown(text))
 
     def _show(self, what: str, pace: str = "") -> None:
         failed = f"  {count(self._failed, 'chunk')} failed" if self._failed else ""

@@ -35,12 +35,44 @@ def test_progress_on_a_terminal(walk: Path, colour_network: Path, tmp_path: Path
         assert re.search(r"inferring.*12/12 frames +[\d.]+/s", shown)
 
 
+def test_names_are_shown_as_they_are(walk: Path, colour_network: Path, tmp_path: Path):
+    arguments = ["submit", str(walk), "a:dog:.mp4", "[red]b.mp4", "--model", str(colour_network)]
+    _, shown = on_a_terminal(arguments, tmp_path, "xterm-256color")
+    assert "not used: a:dog:.mp4: no such file or folder" in shown
+    assert "not used: [red]b.mp4: no video or picture matches this pattern" in shown
+
+
+def test_a_terminal_that_goes_away_ends_no_job(walk: Path, colour_network: Path, tmp_path: Path):
+    """As that of a job which its shell has disowned."""
+    ours, theirs = pty.openpty()
+    process = start(["submit", str(walk), "--model", str(colour_network)], tmp_path, "xterm", theirs, theirs)
+    os.close(theirs)
+    assert read(ours)
+    os.close(ours)
+    assert process.wait() == 2  # the summary on stdout is lost
+    assert (tmp_path / "posejob-out" / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("forced", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_reader_that_goes_away_ends_no_job(
+    walk: Path, colour_network: Path, tmp_path: Path, forced: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As in `posejob submit ... 2>&1 | head -1`, also where colours are wanted wherever it is."""
+    monkeypatch.setenv(forced, "1")
+    ours, theirs = os.pipe()
+    process = start(["submit", str(walk), "--model", str(colour_network)], tmp_path, "xterm", theirs, theirs)
+    os.close(theirs)
+    first = read(ours)
+    os.close(ours)
+    assert process.wait() == 0
+    assert (tmp_path / "posejob-out" / "_SUCCESS").exists()
+    assert first.startswith(b"1 video, 12 frames")
+
+
 def on_a_terminal(arguments: list[str], folder: Path, term: str) -> tuple[int, str]:
     """Exit status of a run, and everything it wrote to the terminal it had."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": term, "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", PROGRAM, *arguments]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    process = start(arguments, folder, term, theirs, theirs)
     os.close(theirs)
     written = bytearray()
     # A terminal whose other end is closed is an error on Linux, and the end of the text.
@@ -48,6 +80,12 @@ def on_a_terminal(arguments: list[str], folder: Path, term: str) -> tuple[int, s
         written += part
     os.close(ours)
     return process.wait(), written.decode()
+
+
+def start(arguments: list[str], folder: Path, term: str, out: int, err: int) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "TERM": term, "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
 
 def read(handle: int) -> bytes:
