@@ -4,6 +4,7 @@ What takes long to import (Ray, OpenVINO, PyArrow) is imported by the command th
 """
 
 import json
+import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from jobs.console import say, tell
 from jobs.discover import shown
 from jobs.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNUSABLE, SinkError
 from jobs.spec import Moment, RunSpec, Selection, parse_moment
-from posecore.errors import PosejobError
+from posecore.errors import PosejobError, reason
 
 if TYPE_CHECKING:
     from jobs.executors.base import Executor, Layout
@@ -300,9 +301,23 @@ def _errors_as_lines(out: Path | None) -> Iterator[None]:
         if isinstance(error, SinkError):
             tell("posejob: what is done is kept; run the same command again when this is mended")
         raise typer.Exit(EXIT_UNUSABLE) from error
+    except OSError as error:
+        # Of the surroundings, where nobody nearer had better words for it.
+        tell(f"posejob: {shown(_about(error))}")
+        raise typer.Exit(EXIT_UNUSABLE) from error
     except KeyboardInterrupt:
         tell("\nposejob: stopped; what is done is kept, run the same command again to go on")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _about(error: OSError) -> str:
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not names:
+        try:
+            os.getcwd()
+        except OSError:
+            return "the working directory is not there any more; change to another one"
+    return ": ".join([*names, reason(error)])
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plain_user() -> Iterator[Path]:
-    """Runs the test as somebody whom permissions bind, which root is not. A folder of theirs, removed afterwards."""
+    """Runs the test, from here on, as somebody whom permissions bind, which root is not. A folder of theirs."""
     nobody, root = 65534, os.geteuid() == 0
     # Not in pytest's own, which nobody else can enter.
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:

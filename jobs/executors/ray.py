@@ -21,7 +21,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from jobs.errors import WorkerError, WorkersLost
 from jobs.executors.base import MAX_ATTEMPTS, Layout, UnitFailure, Verdict, Worker, deadline_s, one_line, verdict
-from jobs.executors.surroundings import folder_of_our_own, inherited, stop_on_sigterm
+from jobs.executors.surroundings import folder_of_our_own, inherited, stop_on_sigterm, working_in
 from jobs.worker import PoseWorker, UnitReport, WorkerSpec, WorkUnit
 
 _IN_FLIGHT = 2
@@ -40,7 +40,7 @@ def private_ray(cpus: int) -> Iterator[None]:
     a `jobs.py` of its own: Ray would put the working directory and the script's folder on their path.
     """
     root = str(Path(__file__).resolve().parents[2])
-    with folder_of_our_own() as elsewhere, contextlib.chdir(elsewhere), inherited(root):
+    with folder_of_our_own() as elsewhere, working_in(elsewhere), inherited(root):
         _tame_ray()
         try:
             ray.init(

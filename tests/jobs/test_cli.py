@@ -371,6 +371,38 @@ def test_ctrl_c_while_planning(home: Path, monkeypatch: pytest.MonkeyPatch):
     assert not (home / "out").exists()
 
 
+# What else the surroundings may do
+
+
+def test_a_working_directory_that_is_gone(home: Path):
+    (home / "gone").mkdir()
+    os.chdir(home / "gone")
+    (home / "gone").rmdir()
+    line = "the working directory is not there any more; change to another one"
+    assert refused(str(home / "walk.mp4")) == line
+    assert refused(str(home / "walk.mp4"), "--out", str(home / "out")) == line
+    ended = submit(str(home / "walk.mp4"), "--out", str(home / "out"), "--model", str(home / "net.xml"))
+    assert "12 people found" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "/tmp/x"), "/tmp/x: no space left on device"),
+        (OSError(18, "Invalid cross-device link", b"/a", None, "/b\n"), r"/a: /b\n: invalid cross-device link"),
+        (OSError(24, "Too many open files"), "too many open files"),
+        (OSError("a tale"), "a tale"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_a_line(home: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, line: str):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("jobs.run.prepare", fail)
+    assert refused("walk.mp4") == line
+
+
 # Dry run
 
 
@@ -474,6 +506,18 @@ def test_models_list_says_which_are_here(tmp_path: Path, tiny: Manifest):
     assert posejob("models", "list", "--json").json == {
         "models": [{"name": "tiny/FP32", "where": here} | common, {"name": "tiny/FP16", "where": ""} | common]
     }
+
+
+def test_models_list_with_folders_of_somebody_else(tiny: Manifest, plain_user: Path, monkeypatch: pytest.MonkeyPatch):
+    """As with `sudo -u` and the HOME of root."""
+    monkeypatch.setenv(registry.MODEL_DIR_VARIABLE, str(plain_user / "mirror"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(plain_user / "cache"))
+    for folder in ("mirror", "cache"):
+        (plain_user / folder).mkdir(0)
+    lines = posejob("models", "list").out.splitlines()
+    assert [line.partition("  ")[2] for line in lines] == [
+        f"not here: posejob models fetch tiny/{variant}" for variant in ("FP32", "FP16")
+    ]
 
 
 def test_models_verify(tmp_path: Path, tiny: Manifest):

@@ -1,6 +1,7 @@
 """Both executors pass the same tests. Failure is scripted; invocations are counted in files, which cross processes."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from jobs.executors import base
 from jobs.executors.base import MAX_ATTEMPTS, Executor, Layout, UnitFailure, Verdict, layout, verdict
 from jobs.executors.ray import RayExecutor
 from jobs.executors.serial import SerialExecutor
-from jobs.executors.surroundings import OURS, folder_of_our_own
+from jobs.executors.surroundings import OURS, folder_of_our_own, working_in
 from jobs.frames import FrameRange
 from jobs.worker import UnitReport, WorkUnit
 from models.errors import DeviceError, InferenceError, ModelDamaged
@@ -226,6 +227,51 @@ class TestPrivateRay:
             # A run that is alive keeps its own.
             with folder_of_our_own():
                 assert Path(ours).is_dir()
+
+    @pytest.mark.parametrize(
+        ("place", "problem"),
+        [("nowhere", "no such file or directory"), ("closed", "permission denied"), ("full", "file too large")],
+    )
+    def test_says_so_when_there_can_be_no_folder(
+        self, plain_user: Path, monkeypatch: pytest.MonkeyPatch, place: str, problem: str
+    ):
+        for name, mode in (("closed", 0o500), ("full", 0o700)):
+            (plain_user / name).mkdir(mode)
+        monkeypatch.setattr("jobs.executors.surroundings._PLACE", str(plain_user / place))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if place == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            with pytest.raises(WorkerError) as caught, folder_of_our_own():
+                pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert str(caught.value) == (
+            f"Ray cannot be started on this machine: it needs a folder in {plain_user / place} ({problem})"
+        )
+        assert place == "nowhere" or not list((plain_user / place).iterdir())
+
+    def test_what_goes_wrong_within_the_folder_is_not_about_the_folder(self):
+        with pytest.raises(FileExistsError), folder_of_our_own():
+            raise FileExistsError
+
+    def test_comes_back_to_the_working_directory_if_there_is_a_way(
+        self, plain_user: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (plain_user / "home").mkdir()
+        (plain_user / "gone").mkdir()
+        monkeypatch.chdir(plain_user / "home")
+        with working_in(str(plain_user)):
+            assert Path.cwd() == plain_user
+        assert Path.cwd() == plain_user / "home"
+        with working_in(str(plain_user)):
+            (plain_user / "home").chmod(0)
+        assert Path.cwd() == Path("/")
+        os.chdir(plain_user / "gone")
+        (plain_user / "gone").rmdir()
+        with working_in(str(plain_user)):
+            assert Path.cwd() == plain_user
+        assert Path.cwd() == Path("/")
 
     def test_sigterm_ends_it_where_a_shell_has_sigint_ignored(self):
         """As in `posejob submit ... &` in a script."""
