@@ -5,6 +5,7 @@ What takes long to import (Ray, OpenVINO, PyArrow) is imported by the command th
 
 import json
 import os
+import stat
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ models_app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 
+_MAX_CONFIG_BYTES = 1 << 20
+
 # A flag --some-flag is also read from POSEJOB_SOME_FLAG, the same for every command that has it.
 _FLAT = {"auto_envvar_prefix": "POSEJOB"}
 Json = Annotated[bool, typer.Option("--json", envvar="POSEJOB_JSON", help="Print one JSON object to stdout.")]
@@ -55,9 +58,9 @@ def _read_config(context: typer.Context, path: Path | None) -> None:
     if path is None:
         return
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(_config_text(path))
     except OSError as error:
-        raise typer.BadParameter(f"{shown(path)}: {(error.strerror or str(error)).lower()}") from error
+        raise typer.BadParameter(f"{shown(path)}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{shown(path)}: not TOML: {shown(str(error))}") from error
     options = {option.lstrip("-"): parameter.name for parameter in context.command.params for option in parameter.opts}
@@ -70,6 +73,17 @@ def _read_config(context: typer.Context, path: Path | None) -> None:
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(allowed))}"
             raise typer.BadParameter(f"{shown(path)}: no option {option[:80]!r}; {hint}")
     context.default_map = {allowed[option]: value for option, value in values.items()}
+
+
+def _config_text(path: Path) -> str:
+    # Not waiting for a pipe, and not reading on for ever where there is no end.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise typer.BadParameter(f"{shown(path)}: not a regular file; options are read from files only")
+        data = file.read(_MAX_CONFIG_BYTES + 1)
+    if len(data) > _MAX_CONFIG_BYTES:
+        raise typer.BadParameter(f"{shown(path)}: larger than 1 MiB; this is no file of options")
+    return data.decode()
 
 
 @app.callback()

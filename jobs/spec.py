@@ -25,10 +25,14 @@ class Moment:
 
 _SECONDS = re.compile(r"(\d+(?:\.\d*)?|\.\d+)s")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)")
+# Before a point, more digits than a float holds. Python refuses to read 4,301 of them, and floats end at 309.
+_TOO_LONG = re.compile(r"(?<![\d.])\d{16}")
 
 
 def parse_moment(text: str, flag: str) -> Moment:
     """`120` (a frame), `12.5s` or `00:01:23.5`. Raises ConfigError naming the flag."""
+    if _TOO_LONG.search(text):
+        raise ConfigError(f"{flag} {text[:20]!r}...: expected numbers of no more than 15 digits")
     if text.isascii() and text.isdigit():
         return Moment(int(text), None)
     if match := _SECONDS.fullmatch(text):

@@ -94,7 +94,7 @@ def read_manifest(text: str, origin: str) -> Manifest:
     """Parse and check a manifest. origin: the file's name, for messages. Raises ManifestError."""
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(origin, f"not TOML: {error}") from error
     table = _Table(data, origin)
     input_, output = table.section("input"), table.section("output")
@@ -190,4 +190,6 @@ def _is_plain(name: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool):
+        return False
+    return (isinstance(value, int) and abs(value) < 1 << 53) or (isinstance(value, float) and math.isfinite(value))

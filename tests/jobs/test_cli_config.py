@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,8 @@ def test_a_mistake_in_it_is_one_line(plan, text: str, message: str):
         "height = 1\x1b[2J",
         'from = "\\u001b[2J"',
         "height = []",
+        "height = " + "9" * 5000,
+        'from = "' + "9" * 5000 + '"',
         "out = 7\nout = 8",
         "[out]\nx = 1",
     ],
@@ -71,6 +74,26 @@ def test_a_strangers_output_folder_is_a_name_like_any_other(plan, out: str):
     result = plan(f'out = "{out}"')
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert all(line.isprintable() for line in result.output.splitlines())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_read(walk: Path, tmp_path: Path, kind: str):
+    """A pipe would be waited for, a device has no end."""
+    path = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero"), "folder": tmp_path}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    result = CliRunner().invoke(app, ["submit", str(walk), "--config", str(path)])
+    assert result.exit_code == 2
+    problem = "is a directory" if kind == "folder" else "not a regular file; options are read from files only"
+    assert f"{path}: {problem}" in " ".join(result.stderr.split())
+
+
+def test_a_file_that_would_fill_the_memory_is_not_read(walk: Path, tmp_path: Path):
+    with (tmp_path / "job.toml").open("wb") as file:
+        file.truncate(1 << 40)
+    result = CliRunner().invoke(app, ["submit", str(walk), "--config", str(tmp_path / "job.toml")])
+    assert result.exit_code == 2
+    assert "job.toml: larger than 1 MiB; this is no file of options" in " ".join(result.stderr.split())
 
 
 def test_a_missing_file_is_named(walk: Path):

@@ -64,6 +64,22 @@ def test_what_is_no_moment_is_refused_by_the_name_of_its_flag(text: str, flag: s
     )
 
 
+@pytest.mark.parametrize("n", [16, 400, 5000])
+@pytest.mark.parametrize("text", ["{}", "{}s", "{}:00", "{}:00:00", "0:{}:00.5", "{}x"])
+def test_a_number_of_many_digits_is_refused_in_one_line(text: str, n: int):
+    with pytest.raises(ConfigError) as caught:
+        parse_moment(text.format("9" * n), "--to")
+    assert str(caught.value).startswith("--to '")
+    assert str(caught.value).endswith("'...: expected numbers of no more than 15 digits")
+    assert len(str(caught.value)) < 100
+
+
+def test_numbers_of_as_many_digits_as_there_may_be():
+    assert parse_moment("9" * 15, "--to") == frame(10**15 - 1)
+    assert parse_moment("9" * 15 + ":00:00", "--to") == at((10**15 - 1) * 3600.0)
+    assert parse_moment("0." + "3" * 5000 + "s", "--to") == at(1 / 3)
+
+
 def test_a_moment_is_shown_as_it_can_be_typed():
     for text in ("120", "12.5s", "0.001s", "86400.0s"):
         assert str(parse_moment(text, "--from")) == text
