@@ -195,7 +195,7 @@ def _dry_run(spec: RunSpec, as_json: bool) -> None:
     pace = seconds_a_frame(job)
     if as_json:
         estimate = None if pace is None else round(pace * job.plan.n_selected, 1)
-        _print_json(json.loads(job.plan.to_json()) | {"estimated_s": estimate, "problems": job.problems})
+        _print_json(json.loads(job.plan.text) | {"estimated_s": estimate, "problems": job.problems})
     else:
         for text, problem in job.problems:
             tell(shown(f"not used: {text}: {problem}"))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from jobs.discover import VIDEO_ID, shown
 from jobs.errors import OutputError, SinkError
+from posecore.errors import reason
 
 PLAN, MANIFEST, SUCCESS = "plan.json", "manifest.json", "_SUCCESS"
 TABLES = ("poses", "frames")
@@ -27,8 +28,9 @@ _WORKING = ("_chunks", "_tmp")
 _CHUNK_SUFFIX, _ASIDE_SUFFIX = ".chunk", ".manifest"
 _PROBE = "_probe."
 
-# Far more than the plan of 10,000 hours of video; a file of a stranger's must not fill the memory.
-_MAX_TEXT_BYTES = 1 << 30
+# A stranger's plan or manifest must not fill the memory, and parsing one takes four times its size. Ours are never so
+# large: while one is written, nine times its size is in use.
+_MAX_TEXT_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
 
 
 class Ledger:
@@ -52,9 +54,11 @@ class Ledger:
                 tmp.write_bytes(b"")
                 for folder in (*TABLES, "_chunks", "."):
                     self._probe(tmp, folder)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise self._no_folder() from error
         except OSError as error:
             raise OutputError(
-                str(self.out), f"cannot write there ({_reason(error)}); choose a folder you can write to"
+                str(self.out), f"cannot write there ({reason(error)}); choose a folder you can write to"
             ) from error
 
     def _probe(self, tmp: Path, folder: str) -> None:
@@ -106,7 +110,7 @@ class Ledger:
                         table.unlink()
             self.discard(PLAN)
         except OSError as error:
-            raise OutputError(str(self.out), f"cannot be cleared ({error})") from error
+            raise OutputError(str(self.out), f"cannot be cleared ({reason(error)})") from error
 
     def foreign(self) -> bool:
         """Whether the folder holds something of somebody else's and no job. Raises OutputError.
@@ -125,21 +129,23 @@ class Ledger:
 
     # --- what is there ---
 
-    def read(self, name: str) -> str | None:
-        """Text of a published file, None if it is not there. Raises OutputError."""
-        data = self.read_bytes(name)
-        try:
-            return None if data is None else data.decode()
-        except UnicodeDecodeError as error:
-            raise OutputError(
-                str(self.out), f"its {name} is damaged; use another folder, or --overwrite to start afresh"
-            ) from error
-
     def read_bytes(self, name: str) -> bytes | None:
-        """Content of a published file, None if it is not there. Raises OutputError."""
+        """Content of plan.json, manifest.json or _SUCCESS, None if it is not there. Raises OutputError."""
+        return self._read(name, _MAX_TEXT_BYTES)
+
+    def read_chunk(self, key: str) -> bytes | None:
+        """Content of a chunk, None if it is not there. Raises OutputError.
+
+        However large: its worker has held it in memory, and who merges it will.
+        """
+        return self._read(chunk_name(key), None)
+
+    def _read(self, name: str, most: int | None) -> bytes | None:
         with self._reading(name), _opened(self.out / name) as file:
-            if os.fstat(file.fileno()).st_size > _MAX_TEXT_BYTES:
-                raise OutputError(str(self.out), f"its {name} is larger than 1 GiB; posejob wrote no such file")
+            size = os.fstat(file.fileno()).st_size
+            if most is not None and size > most:
+                problem = f"its {name} has {size:,} bytes, more than fits into this machine's memory"
+                raise OutputError(str(self.out), problem)
             return file.read()
         return None
 
@@ -151,11 +157,18 @@ class Ledger:
         except FileNotFoundError:
             pass
         except NotADirectoryError as error:
-            raise OutputError(str(self.out), "is a file, not a folder") from error
+            raise self._no_folder() from error
         except ValueError as error:
             raise OutputError(str(self.out), f"is no path ({error})") from error
         except OSError as error:
-            raise OutputError(str(self.out), f"cannot read {what} ({error})") from error
+            raise OutputError(str(self.out), f"cannot read {what} ({reason(error)})") from error
+
+    def _no_folder(self) -> OutputError:
+        for name in (*TABLES, *_WORKING):
+            if os.path.lexists(self.out / name) and not os.path.isdir(self.out / name):
+                problem = f"{name} in it is a file, not a folder; remove it or choose another folder"
+                return OutputError(str(self.out), problem)
+        return OutputError(str(self.out), "is a file, not a folder")
 
     def digest(self, name: str) -> str | None:
         """SHA-256 of a published file, None if it is not there or cannot be read to its end."""
@@ -310,7 +323,7 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
     """A file to read; links are not followed and pipes not waited for. Raises OSError."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as opened:
         if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
+            raise OSError("not a regular file")
         yield opened
 
 
@@ -333,12 +346,7 @@ def _storing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SinkError(f"{target}: cannot be stored ({_reason(error)})") from error
-
-
-def _reason(error: OSError) -> str:
-    """The system's words; PyArrow has longer ones of its own around them."""
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()
+        raise SinkError(f"{target}: cannot be stored ({reason(error)})") from error
 
 
 def _flush(path: Path) -> None:

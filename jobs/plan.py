@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,9 @@ class Plan:
         """Frames to infer."""
         return sum(video.n_selected for video in self.videos)
 
-    def to_json(self) -> str:
-        """The text of plan.json: the same for the same job, in every process."""
+    @cached_property
+    def text(self) -> bytes:
+        """Content of plan.json: the same for the same job, in every process."""
         data = {
             "format": PLAN_FORMAT,
             "posejob": __version__,
@@ -99,7 +101,12 @@ class Plan:
             "chunk_frames": self.chunk_frames,
             "videos": [video.to_json() for video in self.videos],
         }
-        return json.dumps(data | {"sha256": _seal(data)}, indent=1) + "\n"
+        return (json.dumps(data | {"sha256": _seal(data)}, indent=1) + "\n").encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of plan.json."""
+        return hashlib.sha256(self.text).hexdigest()
 
 
 def make_plan(
@@ -178,7 +185,7 @@ def frame_range(video: VideoPlan, chunk: Chunk, selection: Selection) -> FrameRa
     )
 
 
-def check_same_job(old_text: str, new: Plan, out: str) -> str:
+def check_same_job(old_text: bytes, new: Plan, out: str) -> str:
     """Raise OutputError saying what differs if plan.json in the output folder belongs to another job. Returns the name
     that its network went by."""
     try:
@@ -186,7 +193,7 @@ def check_same_job(old_text: str, new: Plan, out: str) -> str:
         name = old["model"]["name"]
         if type(name) is not str:
             raise ValueError("a name that is none")
-        current = json.loads(new.to_json())
+        current = json.loads(new.text)
         differences = list(_differences(old, current))
         seal = old.pop("sha256")
         if not differences and (old["videos"] != current["videos"] or seal != _seal(old)):
@@ -205,7 +212,7 @@ def _seal(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def planned_chunk_frames(old_text: str) -> int | None:
+def planned_chunk_frames(old_text: bytes) -> int | None:
     """The chunk length an earlier run chose, so that a re-run finds its chunks; None if the text does not say."""
     try:
         value = json.loads(old_text)["chunk_frames"]

@@ -1,7 +1,6 @@
 """A job from the first look at the inputs to `_SUCCESS`."""
 
 import contextlib
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -24,6 +23,7 @@ from jobs.spec import Options, RunSpec, Selection
 from jobs.worker import WorkerSpec, WorkUnit, tables_without_reading
 from models.registry import Network, find_network
 from models.runtime import check_device
+from posecore.errors import reason
 
 StartExecutor = Callable[[WorkerSpec, Layout], contextlib.AbstractContextManager[Executor]]
 
@@ -91,8 +91,8 @@ def prepare(spec: RunSpec, observe: Observer) -> Prepared:
     options = Options(height, spec.selection, spec.max_people, spec.min_score)
     indices = list(_probe_all(found.sources))
     plan = make_plan(indices, network, options, spec.chunk_frames)
-    if not spec.overwrite and _digest(plan) not in ledger.digests():
-        earlier = planned_chunk_frames((ledger.read_bytes(PLAN) or b"").decode(errors="replace"))
+    if not spec.overwrite and plan.digest not in ledger.digests():
+        earlier = planned_chunk_frames(ledger.read_bytes(PLAN) or b"")
         plan = make_plan(indices, network, options, earlier or spec.chunk_frames)
     if not plan.n_selected and plan.n_frames:
         raise ConfigError("no frame is selected; are --from and --to within the videos?")
@@ -149,7 +149,7 @@ def _clean(ledger: Ledger, observe: Observer) -> None:
         if ledger.sealed():
             ledger.clean()
     except OSError as error:
-        observe(Note(f"_chunks and _tmp are no longer needed and cannot be removed ({error})"))
+        observe(Note(f"_chunks and _tmp are no longer needed and cannot be removed ({reason(error)})"))
 
 
 def _probe_all(sources: Iterable[Source]) -> Iterator[tuple[Source, FrameIndex | str]]:
@@ -169,7 +169,7 @@ def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool, observe: Observer)
     """Make the output folder this job's own, or see that it already is. Returns the plan as the folder has it."""
     # A manifest that lists this very plan makes the folder this job's, whatever has become of plan.json.
     known = ledger.digests()
-    proven = _digest(plan) in known
+    proven = plan.digest in known
     if not proven and ledger.foreign():
         raise OutputError(str(ledger.out), "is not empty and holds no posejob job; choose another folder")
     if overwrite:
@@ -178,22 +178,17 @@ def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool, observe: Observer)
         if proven and not overwrite and (digest := ledger.digest(PLAN)) not in known:
             observe(Note(f"repairing {PLAN}: {'changed since the job was done' if digest else 'missing'}"))
             ledger.prepare()
-            ledger.mend(PLAN, plan.to_json().encode())
-        elif ledger.read(PLAN) is None:
+            ledger.mend(PLAN, plan.text)
+        elif ledger.read_bytes(PLAN) is None:
             ledger.prepare()
-            ledger.publish_bytes(PLAN, plan.to_json().encode())
+            ledger.publish_bytes(PLAN, plan.text)
     except (OutputError, SinkError):
         # Another run of the same command may have finished meanwhile, and cleaned up.
-        if ledger.read(PLAN) is None:
+        if ledger.read_bytes(PLAN) is None:
             raise
-    text = ledger.read(PLAN) or ""
+    text = ledger.read_bytes(PLAN) or b""
     # The same network may go by another path today. What is published already holds the first name.
     return replace(plan, model=check_same_job(text, plan, str(ledger.out)))
-
-
-def _digest(plan: Plan) -> str:
-    """SHA-256 of what plan.json holds for this plan."""
-    return hashlib.sha256(plan.to_json().encode()).hexdigest()
 
 
 def _work_unit(video: VideoPlan, chunk: Chunk, selection: Selection) -> WorkUnit:
@@ -291,7 +286,7 @@ class _Run:
 
     def _chunk_is_whole(self, chunk: Chunk) -> bool:
         try:
-            return chunk_is_whole(self.ledger.read_bytes(chunk_name(chunk.key)) or b"")
+            return chunk_is_whole(self.ledger.read_chunk(chunk.key) or b"")
         except OutputError:
             return False
 
@@ -299,7 +294,9 @@ class _Run:
         try:
             self.ledger.discard(name)
         except OSError as error:
-            raise OutputError(str(self.ledger.out), f"{name} is damaged and cannot be removed ({error})") from error
+            raise OutputError(
+                str(self.ledger.out), f"{name} is damaged and cannot be removed ({reason(error)})"
+            ) from error
 
     def _n_selected(self, video: VideoPlan, chunk: Chunk) -> int:
         return int(_work_unit(video, chunk, self.job.plan.options.selection).frames.wanted.sum())

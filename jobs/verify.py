@@ -11,6 +11,7 @@ from jobs.errors import OutputError, SinkError
 from jobs.ledger import MANIFEST, PLAN, SUCCESS, TABLES, Ledger, sha256, table_names
 from jobs.manifest import UNREADABLE, Manifest, PublishedFile, proves, read_manifest, seal_problem
 from jobs.sink import count_rows
+from posecore.errors import reason
 
 
 def verify(ledger: Ledger) -> list[str]:
@@ -76,7 +77,7 @@ def _check_file(ledger: Ledger, file: PublishedFile) -> str | None:
     except FileNotFoundError:
         return f"{file.path}: missing"
     except OSError as error:
-        return f"{file.path}: cannot be read ({error.strerror})"
+        return f"{file.path}: cannot be read ({reason(error)})"
     except SinkError as error:
         return f"{file.path}: {shown(str(error).removeprefix(f'{path}: '))}"
     return None

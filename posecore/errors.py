@@ -50,5 +50,6 @@ class ResultsError(PosejobError):
 def reason(error: OSError) -> str:
     """What the system says is wrong, as the end of a line: without the number and the path that Python adds."""
     # PyArrow has words of its own around the system's; what is no number of the system's has only words of its own.
-    words = os.strerror(error.errno) if error.errno in errno.errorcode else error.strerror or str(error)
+    known = error.errno is not None and error.errno in errno.errorcode
+    words = os.strerror(error.errno or 0) if known else error.strerror or str(error)
     return words.lower() or type(error).__name__

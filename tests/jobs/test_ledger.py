@@ -43,7 +43,7 @@ def write_half(path: Path, error: Exception) -> None:
 
 def test_what_is_published_is_there_and_nothing_else(ledger: Ledger):
     assert ledger.publish_bytes("plan.json", b"one")
-    assert ledger.read("plan.json") == "one"
+    assert ledger.read_bytes("plan.json") == b"one"
     assert temporaries(ledger) == []
     assert (ledger.out / "plan.json").stat().st_nlink == 1
 
@@ -52,7 +52,7 @@ def test_who_comes_second_discards_its_copy(ledger: Ledger):
     assert ledger.publish_bytes("plan.json", b"one")
     assert not ledger.publish_bytes("plan.json", b"two")
     assert not ledger.publish_bytes("plan.json", b"one")
-    assert ledger.read("plan.json") == "one"
+    assert ledger.read_bytes("plan.json") == b"one"
     assert temporaries(ledger) == []
 
 
@@ -239,7 +239,7 @@ def test_making_a_ledger_touches_nothing(tmp_path: Path):
     made = pickle.loads(pickle.dumps(Ledger(tmp_path / "out")))
     assert made.out == tmp_path / "out"
     assert not made.foreign()
-    assert made.read(PLAN) is None
+    assert made.read_bytes(PLAN) is None
     assert os.listdir(tmp_path) == []
 
 
@@ -255,21 +255,30 @@ def a_folder_with_a_file_in_the_way(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("place", "reason"),
+    ("place", "problem"),
     [
-        (a_file, "not a directory"),
-        (lambda tmp_path: a_file(tmp_path) / "out", "not a directory"),
-        (a_folder_with_a_file_in_the_way, "file exists"),
-        (lambda tmp_path: Path("/proc/posejob"), "no such file or directory"),
-        (lambda tmp_path: tmp_path / ("x" * 300), "file name too long"),
+        (a_file, "is a file, not a folder"),
+        (lambda tmp_path: a_file(tmp_path) / "out", "is a file, not a folder"),
+        (
+            a_folder_with_a_file_in_the_way,
+            "_chunks in it is a file, not a folder; remove it or choose another folder",
+        ),
+        (
+            lambda tmp_path: Path("/proc/posejob"),
+            "cannot write there (no such file or directory); choose a folder you can write to",
+        ),
+        (
+            lambda tmp_path: tmp_path / ("x" * 300),
+            "cannot write there (file name too long); choose a folder you can write to",
+        ),
     ],
     ids=["a file", "below a file", "a file in the way", "proc", "too long"],
 )
-def test_a_place_that_cannot_be_written_to(tmp_path: Path, place: Callable[[Path], Path], reason: str):
+def test_a_place_that_cannot_be_written_to(tmp_path: Path, place: Callable[[Path], Path], problem: str):
     out = place(tmp_path)
     with pytest.raises(OutputError) as caught:
         Ledger(out).prepare()
-    assert str(caught.value) == f"output folder {out}: cannot write there ({reason}); choose a folder you can write to"
+    assert str(caught.value) == f"output folder {out}: {problem}"
 
 
 def test_a_place_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -316,30 +325,57 @@ def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(ledger: Ledg
     make(ledger.out / PLAN)
     assert ledger.digest(PLAN) is None
     with pytest.raises(OutputError, match=r"cannot read plan\.json \("):
-        ledger.read(PLAN)
+        ledger.read_bytes(PLAN)
 
 
 def test_a_text_that_would_fill_the_memory_is_not_read(ledger: Ledger):
     with (ledger.out / MANIFEST).open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(OutputError, match=r"its manifest\.json is larger than 1 GiB; posejob wrote no such file"):
+    with pytest.raises(
+        OutputError, match=r"its manifest\.json has 1,099,511,627,776 bytes, more than fits into this machine's memory"
+    ):
         ledger.read_bytes(MANIFEST)
 
 
+def test_a_chunk_is_read_however_large_it_is(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
+    ledger.commit_chunk("k1", b"a chunk")
+    monkeypatch.setattr("jobs.ledger._MAX_TEXT_BYTES", 6)
+    assert ledger.read_chunk("k1") == b"a chunk"
+    assert ledger.read_chunk("k2") is None
+
+
+@pytest.mark.parametrize("name", ["poses", "frames", "_chunks"])
+def test_a_file_in_place_of_a_working_folder_is_named(tmp_path: Path, name: str):
+    (tmp_path / name).touch()
+    line = f"output folder {tmp_path}: {name} in it is a file, not a folder; remove it or choose another folder"
+    look = Ledger(tmp_path).committed if name == "_chunks" else Ledger(tmp_path).foreign
+    for attempt in (look, Ledger(tmp_path).prepare):
+        with pytest.raises(OutputError) as caught:
+            attempt()
+        assert str(caught.value) == line
+
+
+def test_a_reason_is_the_systems_words_alone(plain_user: Path):
+    ledger = Ledger(plain_user)
+    (plain_user / PLAN).touch(mode=0)
+    with pytest.raises(OutputError, match=r"cannot read plan\.json \(permission denied\)$"):
+        ledger.read_bytes(PLAN)
+    (plain_user / SUCCESS).mkdir()
+    with pytest.raises(OutputError, match=r"cannot be cleared \(is a directory\)$"):
+        ledger.clear()
+
+
 def test_a_text_that_is_not_there_is_none(ledger: Ledger):
-    assert ledger.read(PLAN) is None
-    assert Ledger(ledger.out / "nowhere").read(PLAN) is None
+    assert ledger.read_bytes(PLAN) is None
+    assert Ledger(ledger.out / "nowhere").read_bytes(PLAN) is None
 
 
 def test_texts_that_cannot_be_read(ledger: Ledger, tmp_path: Path):
-    (ledger.out / PLAN).write_bytes(b"\xff")
     (ledger.out / MANIFEST).mkdir()
-    with pytest.raises(OutputError, match=r"out: its plan\.json is damaged; use another folder, or --overwrite"):
-        ledger.read(PLAN)
     with pytest.raises(OutputError, match=r"out: cannot read manifest\.json \("):
-        ledger.read(MANIFEST)
+        ledger.read_bytes(MANIFEST)
     with pytest.raises(OutputError, match=r"file: is a file, not a folder$"):
-        Ledger(a_file(tmp_path)).read(PLAN)
+        Ledger(a_file(tmp_path)).read_bytes(PLAN)
 
 
 def test_digests(tmp_path: Path):
@@ -420,7 +456,7 @@ def test_stopped_while_clearing_it_is_still_our_folder_and_no_finished_job(
         patch.setattr(Ledger, "clean", stop)
         with pytest.raises(KeyboardInterrupt):
             finished.clear()
-    assert finished.read(SUCCESS) is None
+    assert finished.read_bytes(SUCCESS) is None
     assert not finished.foreign()
 
 
@@ -466,10 +502,10 @@ def test_a_job_declared_not_done_loses_no_proof(finished: Ledger, keep: bool):
     digest = "0123456789abcdef" * 4
     (finished.out / MANIFEST).write_text(f'"{digest}", "{digest}{digest[:32]}"')
     assert not finished.unseal(b"another manifest", keep)
-    assert finished.read(SUCCESS) is not None
+    assert finished.read_bytes(SUCCESS) is not None
     assert finished.unseal(finished.read_bytes(MANIFEST), keep)
-    assert finished.read(SUCCESS) is None
-    assert (finished.read(MANIFEST) is not None) == keep
+    assert finished.read_bytes(SUCCESS) is None
+    assert (finished.read_bytes(MANIFEST) is not None) == keep
     assert finished.digests() == {digest}
     assert finished.committed() == {"k"}
 
@@ -477,13 +513,13 @@ def test_a_job_declared_not_done_loses_no_proof(finished: Ledger, keep: bool):
 def test_a_seal_without_a_manifest_is_taken_away(finished: Ledger):
     finished.discard(MANIFEST)
     assert finished.unseal(None, keep=False)
-    assert finished.read(SUCCESS) is None
+    assert finished.read_bytes(SUCCESS) is None
 
 
 def test_a_damaged_file_is_mended_in_one_step(finished: Ledger):
     finished.mend(PLAN, b"new")
     finished.mend(f"poses/{TABLE}", b"new")
-    assert finished.read(PLAN) == finished.read(f"poses/{TABLE}") == "new"
+    assert finished.read_bytes(PLAN) == finished.read_bytes(f"poses/{TABLE}") == b"new"
     assert temporaries(finished) == []
 
 

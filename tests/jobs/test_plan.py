@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -242,10 +243,12 @@ def test_nothing_wanted_is_a_video_without_chunks():
 
 def test_a_plan_is_a_text_that_can_be_read():
     plan = job(*MIXED)
-    text = plan.to_json()
-    assert text == job(*MIXED).to_json()
-    assert text.endswith("}\n")
+    text = plan.text
+    assert text == job(*MIXED).text
+    assert text.endswith(b"}\n")
     data = json.loads(text)
+    assert plan.digest == hashlib.sha256(text).hexdigest()
+    assert replace(plan, model="x").digest != plan.digest
     assert data["model"] == {"name": "tiny/FP32", "digest": "0123abcd"}
     assert data["options"] == OPTIONS.to_json()
     assert data["chunk_frames"] == 40
@@ -277,20 +280,21 @@ def test_a_plan_is_a_text_that_can_be_read():
 
 
 def test_the_length_of_chunks_is_taken_from_the_earlier_plan():
-    assert planned_chunk_frames(job(chunk=40).to_json()) == 40
+    assert planned_chunk_frames(job(chunk=40).text) == 40
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "{}", '{"chunk_frames": 0}', '{"chunk_frames": "40"}'])
 def test_an_earlier_plan_may_not_say(text: str):
-    assert planned_chunk_frames(text) is None
+    assert planned_chunk_frames(text.encode()) is None
 
 
 # Is it the same job?
 
 
-def refusal(old: Plan | str, new: Plan) -> str:
+def refusal(old: Plan | bytes | str, new: Plan) -> str:
+    text = old.text if isinstance(old, Plan) else old.encode() if isinstance(old, str) else old
     with pytest.raises(OutputError) as caught:
-        check_same_job(old if isinstance(old, str) else old.to_json(), new, "out")
+        check_same_job(text, new, "out")
     return str(caught.value)
 
 
@@ -299,8 +303,8 @@ def another_job(difference: str) -> str:
 
 
 def test_the_same_job_goes_on():
-    check_same_job(job(*MIXED).to_json(), job(*MIXED), "out")
-    check_same_job(job().to_json(), job(network=replace(NETWORK, name="/elsewhere/tiny.xml")), "out")
+    check_same_job(job(*MIXED).text, job(*MIXED), "out")
+    check_same_job(job().text, job(network=replace(NETWORK, name="/elsewhere/tiny.xml")), "out")
 
 
 def test_another_model():
@@ -351,7 +355,8 @@ def test_a_video_less():
 
 def test_another_posejob(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(planning, "__version__", "0.0.1")
-    old = job((A, "empty file")).to_json()
+    old = job((A, "empty file"))
+    assert old.text
     monkeypatch.setattr(planning, "__version__", "0.0.2")
     assert refusal(old, job((A, "empty file"))) == another_job("posejob was 0.0.1, is 0.0.2")
 
@@ -370,22 +375,27 @@ def test_a_damaged_plan(text: str):
     assert refusal(text, job()) == DAMAGED
 
 
+def test_a_plan_that_is_no_text():
+    assert refusal(b"\xff", job()) == DAMAGED
+    assert planned_chunk_frames(b"\xff") is None
+
+
 @pytest.mark.parametrize("part", ["format", "posejob", "model", "options", "videos"])
 @pytest.mark.parametrize("value", [None, 7, "text", []])
 def test_a_plan_with_a_damaged_part(part: str, value: Any):
-    damaged = json.dumps(json.loads(job().to_json()) | {part: value})
+    damaged = json.dumps(json.loads(job().text) | {part: value})
     assert re.match("output folder out: (holds another job|its plan.json is damaged)", refusal(damaged, job()))
 
 
 @pytest.mark.parametrize("part", ["format", "posejob", "model", "options", "videos"])
 def test_a_plan_that_lacks_a_part(part: str):
-    damaged = json.loads(job().to_json())
+    damaged = json.loads(job().text)
     del damaged[part]
     assert refusal(json.dumps(damaged), job()) == DAMAGED
 
 
 def test_a_plan_with_other_chunks_than_follow_from_it():
-    text = job().to_json()
+    text = job().text.decode()
     assert refusal(text.replace(keys(job())[1], "0" * 32), job()) == DAMAGED
     assert refusal(text.replace('"selected": 100', '"selected": 99'), job()) == DAMAGED
-    assert refusal(job(chunk=30).to_json(), job()) == DAMAGED
+    assert refusal(job(chunk=30), job()) == DAMAGED

@@ -252,7 +252,7 @@ def test_a_working_folder_that_cannot_be_removed_is_no_failure(
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "clean", refuse)
         assert run_serially([walk], tmp_path, notes).exit_code == 0
-    assert notes == ["_chunks and _tmp are no longer needed and cannot be removed ([Errno 13] Permission denied)"]
+    assert notes == ["_chunks and _tmp are no longer needed and cannot be removed (permission denied)"]
     assert run_serially([walk], tmp_path).again
     assert {path.name for path in tmp_path.iterdir()} == {PLAN, MANIFEST, SUCCESS, "poses", "frames"}
 

@@ -3,6 +3,7 @@ import importlib
 import importlib.util
 import inspect
 import pickle
+import socket
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from posecore.errors import PosejobError
+from posecore.errors import PosejobError, reason
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("posecore", "models", "jobs")
@@ -66,6 +67,21 @@ def test_an_error_survives_the_way_between_processes(error: type[PosejobError]):
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 def test_an_error_is_one_line(error: type[PosejobError]):
     assert str(construct(error)).splitlines() == [str(construct(error))]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(13, "Permission denied", "/a/file"), "permission denied"),
+        (OSError(28, "[Errno 28] Error writing bytes to file. Detail: [errno 28]"), "no space left on device"),
+        (socket.gaierror(-2, "Name or service not known"), "name or service not known"),
+        (OSError("not a regular file"), "not a regular file"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+    ids=["Python", "PyArrow", "resolver", "ours", "nothing"],
+)
+def test_a_reason_is_the_systems_words(error: OSError, words: str):
+    assert reason(error) == words
 
 
 @pytest.mark.parametrize("package", PACKAGES)
