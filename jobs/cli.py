@@ -141,10 +141,10 @@ def submit(
 ) -> None:
     """Find the people in every frame and write them to Parquet.
 
-    The same command again does only what is missing. Exit code 0: all videos ok; 1: some are degraded or failed; 2:
-    nothing could be done.
+    The same command again does only what is missing. Exit code 0: all videos ok; 1: some are degraded or failed; 2: the
+    job could not start, or not go on (a full disk, an input that went away); 130: stopped with Ctrl-C.
     """
-    with _errors_as_lines(out):
+    with _errors_as_lines():
         spec = RunSpec(
             inputs=tuple(inputs),
             out=out,
@@ -213,7 +213,7 @@ def _start_ray(worker: "WorkerSpec", layout: "Layout") -> Iterator["Executor"]:
 @app.command()
 def status(out: Out, as_json: Json = False) -> None:
     """Say how far a job is."""
-    with _errors_as_lines(out):
+    with _errors_as_lines():
         from jobs.ledger import Ledger
         from jobs.verify import progress
 
@@ -240,7 +240,7 @@ def status(out: Out, as_json: Json = False) -> None:
 @app.command()
 def verify(out: Out, as_json: Json = False) -> None:
     """Prove that a finished job's folder is whole, byte for byte."""
-    with _errors_as_lines(out):
+    with _errors_as_lines():
         from jobs.ledger import Ledger
         from jobs.verify import verify as find_problems
 
@@ -257,7 +257,7 @@ def verify(out: Out, as_json: Json = False) -> None:
 @models_app.command("list")
 def models_list(as_json: Json = False) -> None:
     """List the networks posejob knows and which are here."""
-    with _errors_as_lines(None):
+    with _errors_as_lines():
         from models.errors import ModelError
         from models.registry import find_network, known_manifests
 
@@ -284,7 +284,7 @@ def models_fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Default: the default model.", show_default=False)] = None,
 ) -> None:
     """Download networks to the cache and check them."""
-    with _errors_as_lines(None):
+    with _errors_as_lines():
         from models.registry import DEFAULT_MODEL, find_network
 
         for name in names or [DEFAULT_MODEL]:
@@ -297,7 +297,7 @@ def models_verify(
     names: Annotated[list[str] | None, typer.Argument(help="Default: the default model.", show_default=False)] = None,
 ) -> None:
     """Check networks that are here against their manifests: size and SHA-384."""
-    with _errors_as_lines(None):
+    with _errors_as_lines():
         from models.registry import DEFAULT_MODEL, find_network
 
         for name in names or [DEFAULT_MODEL]:
@@ -305,7 +305,7 @@ def models_verify(
 
 
 @contextmanager
-def _errors_as_lines(out: Path | None) -> Iterator[None]:
+def _errors_as_lines() -> Iterator[None]:
     """One line on stderr and an exit code for what a user can mend; tracebacks are for bugs."""
     try:
         yield
