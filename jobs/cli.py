@@ -42,8 +42,14 @@ app.add_typer(models_app, name="models")
 _MAX_CONFIG_BYTES = 1 << 20
 
 # A flag --some-flag is also read from POSEJOB_SOME_FLAG, the same for every command that has it.
+_DEFAULT_MODEL = "human-pose-estimation-0001"
 _FLAT = {"auto_envvar_prefix": "POSEJOB"}
 Json = Annotated[bool, typer.Option("--json", envvar="POSEJOB_JSON", help="Print one JSON object to stdout.")]
+Device = Annotated[str, typer.Option(help="CPU, GPU, NPU or AUTO.")]
+Model = Annotated[str, typer.Option(help="A model's name, or the path of an .xml or .onnx with its manifest.")]
+Height = Annotated[
+    int | None, typer.Option(help="Network input height in pixels; default: the model's.", show_default=False)
+]
 Out = Annotated[Path, typer.Argument(help="A job's output folder.")]
 
 
@@ -109,13 +115,9 @@ def submit(
         list[str], typer.Argument(metavar="VIDEO...", help="Videos, folders, globs, pictures.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("posejob-out"),
-    device: Annotated[str, typer.Option(help="CPU, GPU, NPU or AUTO.")] = "CPU",
-    model: Annotated[
-        str, typer.Option(help="A model's name, or the path of an .xml or .onnx with its manifest.")
-    ] = "human-pose-estimation-0001",
-    height: Annotated[
-        int | None, typer.Option(help="Network input height in pixels; default: the model's.", show_default=False)
-    ] = None,
+    device: Device = "CPU",
+    model: Model = _DEFAULT_MODEL,
+    height: Height = None,
     every: Annotated[int, typer.Option(help="Look at every N-th frame only.")] = 1,
     from_: Annotated[
         str | None, typer.Option("--from", envvar="POSEJOB_FROM", help="Start here: a frame, 12.5s or 00:01:23.5.")
@@ -235,6 +237,29 @@ def status(out: Out, as_json: Json = False) -> None:
             if state.done
             else f"not done: {done} of {total} chunks; run the same command again to go on"
         )
+
+
+@app.command(context_settings=_FLAT)
+def bench(
+    video: Annotated[str, typer.Argument(help="A video like those to be done.", show_default=False)],
+    model: Model = _DEFAULT_MODEL,
+    device: Device = "CPU",
+    height: Height = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast this machine is on a video, and what is lost around the network."""
+    with _errors_as_lines():
+        from jobs.bench import measure
+        from jobs.report import bench_text
+
+        spec = RunSpec(inputs=(video,), out=Path("unused"), model=model, device=device, height=height)
+        result = measure(spec, rounds, seconds, tell)
+        if as_json:
+            _print_json(result.to_json())
+        else:
+            _say(bench_text(result))
 
 
 @app.command()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -19,6 +19,9 @@ from jobs.executors.base import UnitFailure
 from jobs.manifest import VIDEO_OK, VideoReport
 from jobs.plan import Plan
 from jobs.run import JobReport
+
+if TYPE_CHECKING:
+    from jobs.bench import Bench
 
 _LINE_EVERY_S = 10.0
 
@@ -152,6 +155,27 @@ def plan_text(plan: Plan, seconds_a_frame: float | None) -> str:
     if seconds_a_frame is not None:
         whole = duration(plan.n_selected * seconds_a_frame)
         lines.append(f"estimated {whole} on this machine ({1 / seconds_a_frame:.0f} frames/s)")
+    return "\n".join(lines)
+
+
+def bench_text(bench: "Bench") -> str:
+    """The table of `posejob bench`."""
+    fps = f", {bench.fps:.4g} frames/s" if bench.fps else ""
+    lines = [
+        f"{shown(bench.video)}: {bench.size[0]}x{bench.size[1]}{fps}",
+        f"{shown(bench.model)} at {bench.network_size[0]}x{bench.network_size[1]} on {bench.device}, "
+        f"{count(bench.cpus, 'CPU')}",
+        "",
+        f"{'':14}{'frames/s':>10}{'of the limit':>14}{'CPU ms/frame':>14}",
+    ]
+    lines += [
+        f"{kind:14}{bench.fps_of(kind):10.1f}{bench.of_the_limit(kind):14.3f}{bench.cpu_ms_of(kind):14.2f}"
+        for kind in bench.paces
+    ]
+    stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in bench.stages.items())
+    lines += ["", f"CPU ms per frame, one stage at a time: {stages}"]
+    if bench.fps:
+        lines.append(f"an hour of this video takes {duration(bench.hour_s)} on this machine")
     return "\n".join(lines)
 
 

@@ -191,7 +191,8 @@ def _open_folder(ledger: Ledger, plan: Plan, overwrite: bool, observe: Observer)
     return replace(plan, model=check_same_job(text, plan, str(ledger.out)))
 
 
-def _work_unit(video: VideoPlan, chunk: Chunk, selection: Selection) -> WorkUnit:
+def work_unit(video: VideoPlan, chunk: Chunk, selection: Selection) -> WorkUnit:
+    """A chunk of the plan as it travels to a worker."""
     index = video.index
     assert index is not None
     return WorkUnit(
@@ -299,19 +300,19 @@ class _Run:
             ) from error
 
     def _n_selected(self, video: VideoPlan, chunk: Chunk) -> int:
-        return int(_work_unit(video, chunk, self.job.plan.options.selection).frames.wanted.sum())
+        return int(work_unit(video, chunk, self.job.plan.options.selection).frames.wanted.sum())
 
     def _work(self, executor: Executor, missing: list[tuple[VideoPlan, Chunk]], waiting: Counter[str]) -> None:
         """Run the missing chunks; publish each video when its last one is in."""
         by_key = {chunk.key: (video, chunk) for video, chunk in missing}
         selection, skeleton = self.job.plan.options.selection, self.job.network.manifest.skeleton
-        units = (_work_unit(video, chunk, selection) for video, chunk in missing)
+        units = (work_unit(video, chunk, selection) for video, chunk in missing)
         with contextlib.closing(executor.run(units)) as results:
             for result in results:
                 video, chunk = by_key[result.key]
                 if isinstance(result, UnitFailure):
                     # Committed like any other result, so that a job stopped before its end does not find another one.
-                    tables = tables_without_reading(_work_unit(video, chunk, selection), skeleton, result.reason)
+                    tables = tables_without_reading(work_unit(video, chunk, selection), skeleton, result.reason)
                     self.ledger.commit_chunk(chunk.key, chunk_bytes(*tables))
                 else:
                     self.n_inferred += result.n_inferred

@@ -86,7 +86,7 @@ class PoseWorker:
         assert self._runtime is not None
         began = time.perf_counter()
         manifest, options = self.spec.network.manifest, self.spec.options
-        rows = _Rows(unit, manifest.skeleton)
+        rows = Rows(unit, manifest.skeleton)
         for (frame, letterbox), fields in self._runtime.infer(self._pictures(unit, rows)):
             poses = decode_poses(fields, letterbox, manifest.skeleton, DecodeParams())
             rows.add(frame, poses.select(options.min_score, options.max_people))
@@ -101,7 +101,7 @@ class PoseWorker:
             device=self._runtime.execution_device,
         )
 
-    def _pictures(self, unit: WorkUnit, rows: "_Rows") -> Iterator[tuple[tuple[Frame, Letterbox], np.ndarray]]:
+    def _pictures(self, unit: WorkUnit, rows: "Rows") -> Iterator[tuple[tuple[Frame, Letterbox], np.ndarray]]:
         manifest, height = self.spec.network.manifest, self.spec.options.height
         for frame in read_frames(unit.frames):
             if frame.image is None:
@@ -116,7 +116,7 @@ class PoseWorker:
 
 def tables_without_reading(unit: WorkUnit, skeleton: Skeleton, reason: str) -> tuple[Table, Table]:
     """(poses, frames) of a unit that no worker could do: the frames that were wanted are `decode_error`."""
-    rows, frames = _Rows(unit, skeleton), unit.frames
+    rows, frames = Rows(unit, skeleton), unit.frames
     for i, (pts, key, wanted) in enumerate(zip(frames.pts, frames.key, frames.wanted, strict=True)):
         number = frames.first + i
         name = None if frames.source.images is None else shown(frames.source.images[i])
@@ -130,7 +130,7 @@ def _without_image(frame: Frame) -> Frame:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """The rows of a chunk, gathered in whatever order frames come and written in order of frame."""
 
     unit: WorkUnit
