@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -87,9 +87,10 @@ class PoseWorker:
         began = time.perf_counter()
         manifest, options = self.spec.network.manifest, self.spec.options
         rows = Rows(unit, manifest.skeleton)
-        for (frame, letterbox), fields in self._runtime.infer(self._pictures(unit, rows)):
+        for (frames, letterbox), fields in self._runtime.infer(self._pictures(unit, rows)):
             poses = decode_poses(fields, letterbox, manifest.skeleton, DecodeParams())
-            rows.add(frame, poses.select(options.min_score, options.max_people))
+            for frame in frames:
+                rows.add(frame, poses.select(options.min_score, options.max_people))
         check_unchanged(unit.frames)
         self.spec.ledger.commit_chunk(unit.key, chunk_bytes(*rows.tables()))
         return UnitReport(
@@ -101,8 +102,12 @@ class PoseWorker:
             device=self._runtime.execution_device,
         )
 
-    def _pictures(self, unit: WorkUnit, rows: "Rows") -> Iterator[tuple[tuple[Frame, Letterbox], np.ndarray]]:
+    def _pictures(self, unit: WorkUnit, rows: "Rows") -> Iterator[tuple[tuple[list[Frame], Letterbox], np.ndarray]]:
+        """Frames as the network takes them. Those that follow each other and give the same picture, to the last bit,
+        are asked about once: still scenes in screen recordings, frames repeated to fill a rate."""
         manifest, height = self.spec.network.manifest, self.spec.options.height
+        alike: list[Frame] = []
+        before: tuple[Letterbox, np.ndarray] | None = None
         for frame in read_frames(unit.frames):
             if frame.image is None:
                 rows.add(frame, None)
@@ -111,7 +116,13 @@ class PoseWorker:
             letterbox = Letterbox.fit(size, network_size(unit.size or size, height, manifest.stride))
             picture = letterbox_image(frame.image, letterbox, manifest.pad)
             # The picture is all that is needed from here on; several 4K frames in flight would be 25 MB each.
-            yield (_without_image(frame), letterbox), picture
+            frame = replace(frame, image=None)
+            if before and before[0] == letterbox and np.array_equal(before[1], picture):
+                # The answer is not there yet: it comes after the next picture that differs was taken.
+                alike.append(frame)
+                continue
+            alike, before = [frame], (letterbox, picture)
+            yield (alike, letterbox), picture
 
 
 def tables_without_reading(unit: WorkUnit, skeleton: Skeleton, reason: str) -> tuple[Table, Table]:
@@ -123,10 +134,6 @@ def tables_without_reading(unit: WorkUnit, skeleton: Skeleton, reason: str) -> t
         status, detail = (DECODE_ERROR, reason) if wanted else (SKIPPED, None)
         rows.add(Frame(number, int(pts), bool(key), None, status, name, detail), None)
     return rows.tables()
-
-
-def _without_image(frame: Frame) -> Frame:
-    return Frame(frame.number, frame.pts, frame.key, None, frame.status, frame.source, frame.detail)
 
 
 @dataclass

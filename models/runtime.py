@@ -1,6 +1,7 @@
 """The only door to OpenVINO: pictures in, fields out."""
 
 import sys
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -36,6 +37,33 @@ def check_device(device: str) -> str:
     return name
 
 
+def network_alone(
+    network: Network, device: str, threads: int, size: tuple[int, int], seconds: float
+) -> tuple[int, float, float]:
+    """(frames, wall seconds, CPU seconds) of a network with nothing around it: what it could do at best.
+
+    As OpenVINO's benchmark_app does it: the throughput hint, a queue of as many requests as the device likes, inputs
+    filled once. size: (width, height) of the input.
+    """
+    core = ov.Core()
+    model = core.read_model(network.path)
+    model.reshape([1, 3, size[1], size[0]])
+    properties: dict[str, object] = {"PERFORMANCE_HINT": "THROUGHPUT"}
+    if device == "CPU":
+        properties["INFERENCE_NUM_THREADS"] = threads
+    queue = ov.AsyncInferQueue(core.compile_model(model, device, properties))
+    noise = np.random.default_rng(0).uniform(0, 255, (1, 3, size[1], size[0])).astype(np.float32)
+    for request in queue:
+        request.set_input_tensor(ov.Tensor(noise.copy()))
+        request.infer()
+    began, cpu, frames = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - began < seconds:
+        queue.start_async()
+        frames += 1
+    queue.wait_all()
+    return frames, time.perf_counter() - began, time.process_time() - cpu
+
+
 @dataclass(frozen=True)
 class _Compiled:
     model: ov.CompiledModel
@@ -66,7 +94,8 @@ class PoseRuntime:
         """Run pictures through the network, answers in the order of the questions.
 
         pictures: (tag, (H, W, 3) uint8 BGR), H and W multiples of the stride. Taken one by one, as requests become
-                  free, so that whoever makes them works while others are inferred.
+                  free, so that whoever makes them works while others are inferred. An answer comes after the next
+                  picture was taken.
         Raises InferenceError.
         """
         running: deque[tuple[Tag, ov.InferRequest]] = deque()
