@@ -57,7 +57,8 @@ def peaks_mb(command: list[str]) -> dict[str, float]:
                 with contextlib.suppress(psutil.NoSuchProcess, OSError):
                     kind = "driver" if process.pid == driver.pid else process.name().removesuffix(".run")
                     # A worker goes by another name until it is given something to do.
-                    seen[process.pid] = kind, _peak_mb(process.pid)
+                    # One that has just ended has no peak any more.
+                    seen[process.pid] = kind, max(_peak_mb(process.pid), seen.get(process.pid, (kind, 0.0))[1])
         time.sleep(0.2)
     if driver.returncode:
         raise SystemExit(f"the job ended with exit code {driver.returncode}")

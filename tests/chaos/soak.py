@@ -9,6 +9,7 @@ anything was wrong.
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import random
@@ -53,9 +54,17 @@ class Tally:
 
     def nothing_left_running(self) -> None:
         """Ray's agents need up to a minute to notice that they are alone."""
-        _, left = psutil.wait_procs(self.families, timeout=120)
+        deadline = time.monotonic() + 120
+        while (left := [process for process in self.families if _lives(process)]) and time.monotonic() < deadline:
+            time.sleep(1)
         self.counts["wrong"] += bool(left)
         print(f"of {len(self.families)} processes of Rays whose parts were killed, left running:", *left or ["none"])
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def kill_at_each_call(job: Job, damaged: Path | None, tally: Tally) -> None:
