@@ -92,9 +92,6 @@ def inherited(root: str) -> Iterator[None]:
         "OPENCV_IO_MAX_IMAGE_PIXELS": str(MAX_PIXELS),
         # The worker's CPUs are the network's; NumPy's small matrix products gain nothing from threads of their own.
         "OPENBLAS_NUM_THREADS": "1",
-        # Each thread that decodes, converts and infers would get an arena of glibc's of its own, and keep whole frames
-        # in it (a worker at 1080p: 325 to 349 MB at its peak against 318 to 472).
-        "MALLOC_ARENA_MAX": "2",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }

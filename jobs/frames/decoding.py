@@ -18,12 +18,12 @@ from jobs.frames.ffmpeg import (
     Picture,
     ReadError,
     Stream,
+    ToBgr,
     cut_short,
     decode,
     header,
     open_video,
     packets,
-    pixels,
     seek,
 )
 from jobs.frames.values import (
@@ -120,6 +120,7 @@ class _Delivery:
 
     def __init__(self, wanted: FrameRange) -> None:
         self._range = wanted
+        self._to_bgr = ToBgr()
         self._place = {int(pts): i for i, pts in enumerate(wanted.pts)}
         self.missing = int(wanted.wanted.sum())
 
@@ -130,7 +131,7 @@ class _Delivery:
             return None
         del self._place[pts]
         self.missing -= 1
-        image, status, detail = _upright(frame, self._range, status, detail)
+        image, status, detail = _upright(frame, self._to_bgr, self._range, status, detail)
         return _planned_frame(self._range, i, status, detail, image)
 
     def rest(self, damage: _Damage) -> Iterator[Frame]:
@@ -162,7 +163,7 @@ def read_range(wanted: FrameRange) -> Iterator[Frame]:
 
 def read_all(wanted: FrameRange) -> Iterator[Frame]:
     """Frames in the order the decoder gives them, their numbers by counting."""
-    damage, ticks = _Damage(), frame_ticks(wanted.time_base, wanted.fps)
+    damage, to_bgr, ticks = _Damage(), ToBgr(), frame_ticks(wanted.time_base, wanted.fps)
     planned, number = len(wanted.pts), 0
     last: list[int] = []
     for frame in _decode(wanted, damage):
@@ -171,7 +172,7 @@ def read_all(wanted: FrameRange) -> Iterator[Frame]:
         if wanted.wanted[min(number, planned - 1)]:
             if last[0] != frame.pts:
                 detail = detail or "no usable time stamp; reckoned from the frame rate"
-            image, status, detail = _upright(frame, wanted, status, detail)
+            image, status, detail = _upright(frame, to_bgr, wanted, status, detail)
             yield Frame(number, last[0], bool(frame.key_frame), image, status, detail=detail)
         else:
             yield Frame(number, last[0], bool(frame.key_frame), None, SKIPPED)
@@ -275,10 +276,10 @@ def _from_key_frame(source: Iterator[Demuxed], pts: int) -> Iterator[Demuxed] | 
 
 
 def _upright(
-    frame: Picture, wanted: FrameRange, status: str, detail: str | None
+    frame: Picture, to_bgr: ToBgr, wanted: FrameRange, status: str, detail: str | None
 ) -> tuple[np.ndarray | None, str, str | None]:
     """Pixels of a decoded frame, with its status and detail, which the pixels may have something to add to."""
-    image, wrong = pixels(frame)
+    image, wrong = to_bgr(frame)
     if image is None:
         return None, DECODE_ERROR, wrong
     if wanted.mirrored:

@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from jobs.frames import (
     check_unchanged,
     probe,
 )
+from jobs.frames.ffmpeg import ToBgr
 from jobs.frames.values import reckon_pts
 from jobs.plan import Chunk as PlanChunk
 from jobs.plan import VideoPlan, frame_range
@@ -171,9 +173,22 @@ class TestColours:
     def test_without_any_way_to_them_the_frame_is_lost(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         path = write_clip(tmp_path, "clip", ORDERED["h264-bframes"], n_frames=5)
         index = probe(Source(path))
-        monkeypatch.setattr("jobs.frames.decoding.pixels", lambda picture: (None, "cannot be converted (why)"))
+        monkeypatch.setattr(ToBgr, "__call__", lambda self, picture: (None, "cannot be converted (why)"))
         frames = read_in_chunks(Source(path), index, 100)
         assert [(frame.status, frame.detail) for frame in frames] == [(DECODE_ERROR, "cannot be converted (why)")] * 5
+
+    @pytest.mark.parametrize("size", [(96, 64), (95, 63)])
+    @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "nv12", "gray"])
+    def test_they_are_those_that_pyav_gives(self, pix_fmt: str, size: tuple[int, int]):
+        """To the bit, in one stream that changes how it is coded at every frame."""
+        to_bgr = ToBgr()
+        noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+        for matrix, full in itertools.product((1, 2, 4, 5, 6, 7, 9), (0, 1, 2)):
+            frame = av.VideoFrame.from_ndarray(noise, format="bgr24").reformat(format=pix_fmt)
+            frame.colorspace, frame.color_range = matrix, full
+            image, wrong = to_bgr(frame)
+            assert wrong is None
+            assert np.array_equal(image, frame.to_ndarray(format="bgr24"))
 
 
 def test_a_change_of_size_in_mid_stream_is_read(tmp_path: Path):
