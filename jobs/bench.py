@@ -38,7 +38,7 @@ from posecore.preprocess import letterbox_image
 
 LIMIT, WORKER, STEADY, WHOLE = "network alone", "worker", "job, steady", "job, whole"
 KINDS = (LIMIT, WORKER, STEADY, WHOLE)
-_POLL_S = 0.02
+_POLL_S, _LOOK_S = 0.02, 1.0
 # By each worker: the first one is not counted, because it waits for the network to be compiled.
 _CHUNKS_EACH = 5
 
@@ -196,16 +196,20 @@ def _whole_job(spec: RunSpec, plan: Plan, out: Path) -> tuple[Pace, Pace]:
     n_frames = {chunk_name(chunk.key): chunk.n_frames for video in plan.videos for chunk in video.chunks}
     n_workers = layout(usable_cpus(), None).workers
     began, cpu = time.perf_counter(), _Cpu()
+    looked = began
     commits: list[tuple[float, float]] = []
     done: dict[str, int] = {}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         tree = psutil.Process(process.pid)
         while process.poll() is None:
-            cpu.look(tree)
-            for name in n_frames.keys() - done.keys():
-                if (out / name).exists():
-                    done[name] = n_frames[name]
-                    commits.append((time.perf_counter(), cpu.seconds))
+            new = [name for name in n_frames.keys() - done.keys() if (out / name).exists()]
+            # Looking at processes costs more than waiting for files: only when there is something to note.
+            if new or time.perf_counter() - looked > _LOOK_S:
+                looked = time.perf_counter()
+                cpu.look(tree)
+            for name in new:
+                done[name] = n_frames[name]
+                commits.append((looked, cpu.seconds))
             time.sleep(_POLL_S)
         assert process.stderr is not None
         if process.returncode:
