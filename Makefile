@@ -17,7 +17,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## figures for docs/performance.md
+bench: $(READY)  ## figures for docs/performance.md and docs/accuracy.md
+	$(BIN)/python -m benchmarks.limit
+	$(BIN)/python -m benchmarks.dispatch
 	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks.accuracy
 
